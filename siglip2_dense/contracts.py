@@ -1,0 +1,157 @@
+"""The types that every part of the package speaks: read this file first.
+
+An image goes ``Sample -> FrozenEncoder -> Features -> head -> raw map -> task``. Conventions:
+
+- pixels are RGB, 0-255, (3, H, W); a pixel's centre is at half-integer coordinates;
+- ``labels`` are int64 with ``IGNORE`` where a pixel does not count;
+- ``depth`` is 0 and ``normals`` are the zero vector where there is no measurement;
+- blocks of an encoder count from 0; for convolutional networks they are its stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE = -1
+"""Label of a pixel that counts neither in a loss nor in a metric."""
+
+Size = tuple[int, int]
+"""(height, width)."""
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width)."""
+
+
+def _map_tensors(value, function):
+    """Apply ``function`` to each tensor in a field: a tensor, a dict of tensors, or anything else."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    return value
+
+
+class _OfTensors:
+    """``.to`` and ``.pin_memory`` for a dataclass; torch would pass an unknown dataclass by in silence."""
+
+    def _map(self, function):
+        changed = {f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)}
+        return replace(self, **changed)
+
+    def to(self, *args, **kwargs):
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self):
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass
+class Sample(_OfTensors):
+    """One image and what is known of it. All maps have one size when read (checked there).
+
+    At test time the image may be resized while the targets stay at ``original_size``.
+    """
+
+    image: Tensor | None = None  # (3, H, W) uint8 RGB; none when it comes from stored features
+    labels: Tensor | None = None  # (H, W) int64, IGNORE = not counted
+    depth: Tensor | None = None  # (1, H, W) float32, metres unless the data set says otherwise, 0 = none
+    normals: Tensor | None = None  # (3, H, W) float32 unit vectors, x right, y down, z into the scene, 0 = none
+    boxes: Tensor | None = None  # (N, 4) float32, x0 y0 x1 y1 in pixels
+    box_names: tuple[str, ...] = ()
+    intrinsics: Tensor | None = None  # (3, 3) float32 pinhole camera in pixels of ``image``
+    path: str = ""
+    original_size: Size | None = None
+    index: int = -1  # position in its data set, so that per-image results can be put in order
+
+
+class Tap(NamedTuple):
+    """One block's output, with or without the encoder's final norm."""
+
+    block: int
+    norm: bool
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where an image lies in the grid of its feature map, and what it was cut from."""
+
+    padded: Size  # pixels that the grid covers
+    box: Box  # the part of ``padded`` that the image (or window) fills
+    canvas: Size  # the common size of the batch before padding to the encoder's multiple
+    resized: Size  # the whole image as it was given to the encoder
+    original: Size  # the image as it was read
+    window: Box | None = None  # for a window: its place in ``resized``
+
+
+@dataclass
+class Features(_OfTensors):
+    """What an encoder says about a batch of images, wherever it comes from."""
+
+    maps: dict[Tap, Tensor]  # (B, C, h, w)
+    geometry: tuple[Geometry, ...]
+    prefix: dict[Tap, Tensor] | None = None  # (B, n, C) class and register tokens of the same taps
+    pooled: Tensor | None = None  # (B, P) the encoder's own global vector
+    valid: Tensor | None = None  # (B, h, w) bool, true = a real token; none = all are
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def __getitem__(self, items: slice) -> Features:
+        """A slice of the batch, as views."""
+        return replace(self._map(lambda tensor: tensor[items]), geometry=self.geometry[items])
+
+    @staticmethod
+    def cat(parts: Sequence[Features]) -> Features:
+        """Join batches of the same taps and grid."""
+
+        def join(values):
+            if values[0] is None:
+                return None
+            if isinstance(values[0], dict):
+                return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+            return torch.cat(values)
+
+        joined = {
+            f.name: join([getattr(part, f.name) for part in parts]) for f in fields(Features) if f.name != "geometry"
+        }
+        return Features(**joined, geometry=sum((part.geometry for part in parts), ()))
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What heads and records need to know of an encoder, so that neither needs the encoder itself."""
+
+    name: str
+    fingerprint: str
+    widths: tuple[int, ...]  # channels of each block's output
+    strides: tuple[int, ...]  # pixels per cell of each block's output
+    prefix: tuple[str, ...]  # "class" or "register" for each token before the image tokens
+    pooled: str  # "map", "class" or "mean"
+    pooled_width: int
+    final_norm: bool  # whether a tap can be asked for with the final norm
+    mean: tuple[float, float, float]  # of pixels in 0-1
+    std: tuple[float, float, float]
+    native_grid: Size | None  # of the stored position table; none without a table
+    position_kernel: str | None  # how the table is resampled to other grids
+    parameters: int
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.widths)
+
+    @property
+    def multiple(self) -> int:
+        """Padded sizes are multiples of this."""
+        return max(self.strides)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> EncoderFacts:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

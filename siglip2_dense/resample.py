@@ -1,0 +1,75 @@
+"""Every interpolation of the package, by what is interpolated.
+
+Centres of pixels and cells are at half-integer coordinates throughout (``align_corners=False``). No other module calls
+``interpolate`` or ``cv2.resize``: a map of classes must not be blended, and scores must not be blended in half precision.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siglip2_dense.contracts import Size
+
+
+def resize_logits(logits: Tensor, size: Size) -> Tensor:
+    """(B, K, h, w) of any float type -> (B, K, *size) float32, bilinear."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def resize_features(maps: Tensor, size: Size) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size): cells are averaged going down and bilinear going up."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    shrinks = size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]
+    if shrinks:
+        return F.interpolate(maps, size=size, mode="area")
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_positions(table: Tensor, old: Size, new: Size, prefix: int) -> Tensor:
+    """A position table (1, prefix + old cells, C) for another grid: bicubic with antialiasing, in float32.
+
+    The entries of the ``prefix`` tokens stay as they are. Same kernel as timm's dynamic image size.
+    """
+    if tuple(old) == tuple(new):
+        return table
+    grid = table[:, prefix:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    grid = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
+    return torch.cat([table[:, :prefix], grid], dim=1)
+
+
+def bilinear_weights(cells: int, pixels: int, start: int = 0, stop: int | None = None) -> Tensor:
+    """(stop - start, cells) float32: the rows of the matrix that takes ``cells`` values to ``pixels`` ones.
+
+    ``bilinear_weights(h, H) @ x`` is what ``resize_logits`` does along one axis. A slice of its rows is how scores are
+    brought to an image that fills only a part of the padded canvas, without building the rest.
+    """
+    stop = pixels if stop is None else stop
+    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (cells / pixels) - 0.5
+    centre = centre.clamp(0, cells - 1)
+    low = centre.floor().long()
+    high = (low + 1).clamp(max=cells - 1)
+    fraction = centre - low
+    weights = torch.zeros(stop - start, cells, dtype=torch.float64)
+    rows = torch.arange(stop - start)
+    weights[rows, low] += 1 - fraction
+    weights[rows, high] += fraction
+    return weights.float()
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W, 3) uint8 -> (*size, 3), bilinear; the kernel of the published segmentation recipes (OpenCV)."""
+    import cv2
+
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) integers -> (*size), nearest, so that no class is invented (OpenCV's choice of the nearest)."""
+    import cv2
+
+    return cv2.resize(labels.astype(np.int32), (size[1], size[0]), interpolation=cv2.INTER_NEAREST).astype(labels.dtype)
