@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from siglip2_dense.errors import UserError
+
 IGNORE = -1
 """Label of a pixel that counts neither in a loss nor in a metric."""
 
@@ -148,6 +150,32 @@ class EncoderFacts:
     def multiple(self) -> int:
         """Padded sizes are multiples of this."""
         return max(self.strides)
+
+    def blocks(self, layers: str | Sequence[int]) -> tuple[int, ...]:
+        """Block numbers, ascending, that ``layers`` names: "last", "last4", "even4", or the numbers themselves.
+
+        "even4" ends the quarters of the depth, ceil(i L / 4) - 1 for i = 1..4: 2 5 8 11 of 12, 6 13 20 26 of 27 (the
+        rule of TIPS). Shallow encoders give fewer than four. Raises UserError for numbers out of range or unsorted.
+        """
+        count = self.num_blocks
+        if layers == "last":
+            return (count - 1,)
+        if layers == "last4":
+            return tuple(range(max(count - 4, 0), count))
+        if layers == "even4":
+            return tuple(sorted({-(-count * i // 4) - 1 for i in range(1, 5)}))
+        if isinstance(layers, str) or not all(isinstance(block, int) for block in layers) or not layers:
+            raise UserError(f"layers={layers!r}: give 'last', 'last4', 'even4' or a list of block numbers from 0.")
+        blocks = tuple(layers)
+        if blocks != tuple(sorted(set(blocks))) or blocks[0] < 0 or blocks[-1] >= count:
+            raise UserError(
+                f"layers={list(blocks)}: {self.name} has blocks 0 to {count - 1}; give each wanted one once, ascending."
+            )
+        return blocks
+
+    def taps(self, layers: str | Sequence[int], norm: bool) -> tuple[Tap, ...]:
+        """The taps of ``blocks(layers)``; an encoder without a final norm has only raw ones."""
+        return tuple(Tap(block, norm and self.final_norm) for block in self.blocks(layers))
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -1,0 +1,38 @@
+"""Generated scenes: a linear head on a small pretrained encoder, without any download.
+
+    make demo
+    python tools/train.py configs/probe_demo.py
+    python tools/train.py configs/probe_demo.py --encoder siglip2-base-16-256   (where the hub can be reached)
+
+The scenes are ray-cast, so that their labels are exact; the numbers compare encoders on a toy, not on photographs.
+"""
+
+_base_ = ["_base_/runtime.py"]
+
+model = dict(
+    type="DenseProbe",
+    encoder=dict(type="FrozenEncoder", name="efficientnet-lite0"),
+    heads=dict(
+        segmentation=dict(
+            head=dict(type="LinearHead", layers="even4", norm=True),
+            task=dict(type="Segmentation"),
+            optim=dict(type="AdamW", lr=3e-3, weight_decay=1e-4),
+        )
+    ),
+)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        type="GeneratedScenes", split="train", length=240, size=(192, 256), transforms=[dict(type="RandomFlip", p=0.5)]
+    ),
+)
+val_dataloader = dict(
+    batch_size=8, num_workers=1, dataset=dict(type="GeneratedScenes", split="val", length=60, size=(192, 256))
+)
+train_cfg = dict(max_iters=200, val_interval=100)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.1, begin=0, end=20, by_epoch=False),
+    dict(type="CosineAnnealingLR", T_max=200, eta_min=0.0, begin=0, end=200, by_epoch=False),
+]
+log_interval = 20

@@ -1,0 +1,141 @@
+"""What all verbs share: configs by name, overrides that must exist, and errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from siglip2_dense.errors import UserError, nearest
+
+
+def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
+    """Call a verb; a UserError becomes a line on stderr and exit code 1."""
+    try:
+        verb(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a config file, or the name of one that comes with the package")
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="encoder to use instead of the config's; weights from the hub"
+    )
+    parser.add_argument("--weights", metavar="hub|random|PATH", help="where the encoder's weights come from")
+    parser.add_argument("--work-dir", metavar="DIR", help="where results go; default work_dirs/CONFIG_ENCODER")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings to change, e.g. train_cfg.max_iters=100",
+    )
+
+
+def config_folder() -> Path:
+    """Where the configs are: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A path as it is, else the config of that name, with or without ``.py``."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = config_folder()
+    found = folder / Path(name).with_suffix(".py").name
+    if found.is_file() and Path(name).parent in (Path("."), Path("configs")):
+        return found
+    known = [path.stem for path in folder.glob("*.py")]
+    raise UserError(
+        f"config {name!r} is neither a file nor one of ours: {nearest(Path(name).stem, known, ', '.join(known))}"
+    )
+
+
+def load_config(arguments: argparse.Namespace):
+    """The mmengine Config with the command line's changes in it."""
+    from mmengine.config import Config, DictAction
+
+    path = find_config(arguments.config)
+    try:
+        config = Config.fromfile(path)
+    except (SyntaxError, KeyError, NameError, TypeError, ImportError) as error:
+        raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
+    if arguments.encoder or arguments.weights:
+        encoder = config.model.get("encoder")
+        if encoder is None:
+            raise UserError(f"{path} has no model.encoder for --encoder or --weights to change.")
+        if arguments.encoder:
+            encoder.name, encoder.weights = arguments.encoder, "hub"
+            encoder.pop("model_args", None)  # they belong to the encoder that was there
+        if arguments.weights:
+            encoder.weights = arguments.weights
+    options = {}
+    for item in arguments.cfg_options:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--cfg-options {item}: write KEY=VALUE.")
+        check_override(config, key)
+        options[key] = DictAction._parse_iterable(value)
+    config.merge_from_dict(options)
+    config.launcher = arguments.launcher
+    name = config.model.get("encoder", {}).get("name", "stored")
+    config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}_{name}"
+    return config
+
+
+def check_override(config, key: str) -> None:
+    """Raise UserError unless the config, or the part it is built into, has a setting of that name."""
+    here, *rest = key.split(".")
+    place, node = "", config
+    while True:
+        if isinstance(node, (list, tuple)):
+            if not here.isdecimal() or int(here) >= len(node):
+                raise UserError(f"--cfg-options {key}: {place} has {len(node)} items, 0 to {len(node) - 1}.")
+            inner = node[int(here)]
+        elif hasattr(node, "keys"):
+            known = (
+                set(node.keys()) | (_arguments(node) if not rest else set()) | (_top_level() if not place else set())
+            )
+            if here not in known:
+                raise UserError(
+                    f"--cfg-options {key}: {place or 'the config'} has no setting {here!r}: "
+                    f"{nearest(here, known, ', '.join(sorted(known)))}"
+                )
+            inner = node.get(here)
+        else:
+            raise UserError(f"--cfg-options {key}: {place} is {node!r} and has no settings of its own.")
+        if not rest:
+            return
+        place, node = f"{place}.{here}" if place else here, inner
+        here, *rest = rest
+
+
+def _top_level() -> set[str]:
+    from siglip2_dense.engine.run import INNER_KEYS, KEYS
+
+    return KEYS | set(INNER_KEYS)
+
+
+def _arguments(node) -> set[str]:
+    """Settings that the part named by ``type`` takes, written in the config or not."""
+    from siglip2_dense.registry import DATASETS, MODELS, TASKS, TRANSFORMS, known_arguments
+
+    for registry in (MODELS, TASKS, DATASETS, TRANSFORMS):
+        cls = registry.get(node["type"]) if isinstance(node.get("type"), str) else None
+        if cls is not None:
+            return known_arguments(cls) or set()
+    return set()

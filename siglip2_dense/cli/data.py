@@ -1,0 +1,116 @@
+"""Data sets: fetch and lay out, verify, and look at samples with their labels as training sees them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from siglip2_dense.cli.common import config_folder, find_config, load_config
+from siglip2_dense.errors import UserError, nearest
+
+EXAMPLES = """examples:
+  python tools/data.py prepare ade20k
+  python tools/data.py verify pascal --all
+  python tools/data.py verify folder --root my_set --ignore 11 255
+  python tools/data.py show configs/probe_ade20k.py --split train --count 8
+"""
+
+MARGIN = 8  # white pixels around each sample of a picture
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    preparing = verbs.add_parser("prepare", help="fetch a published set, lay it out and verify it; can be interrupted")
+    verifying = verbs.add_parser("verify", help="count files, compare sizes, check labels; exit code 1 on a problem")
+    showing = verbs.add_parser("show", help="draw samples with their labels, after the transforms, as one PNG")
+    for verb in (preparing, verifying):
+        verb.add_argument("name", help="ade20k, pascal, generated, or folder for your own set")
+    showing.add_argument("name", help="a data set as above, without transforms, or a config, with its own")
+    for verb in (preparing, verifying, showing):
+        verb.add_argument("--root", metavar="DIR", help="the set's folder; default below $SIGLIP2_DENSE_DATA or ./data")
+    for verb in (verifying, showing):
+        verb.add_argument("--ignore", type=int, nargs="+", metavar="N", help="folder: labels that do not count; 255")
+    verifying.add_argument("--all", action="store_true", help="read every image and label file in full, not a sample")
+    showing.add_argument("--split", default="train", help="of a config: train, val or test; default train")
+    showing.add_argument("--count", type=int, default=8, metavar="N", help="samples, spread over the split; default 8")
+    showing.add_argument("--out", metavar="FILE.png", help="default work_dirs/show_NAME_SPLIT.png")
+    arguments = parser.parse_args(argv)
+    {"prepare": _prepare, "verify": _verify, "show": _show}[arguments.verb](arguments)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from siglip2_dense.data.prepare import prepare
+
+    if not prepare(arguments.name, arguments.root):
+        raise UserError(f"{arguments.name} is there but not well; the problems are listed above.")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from siglip2_dense.data.prepare import verify
+
+    if not verify(arguments.name, arguments.root, arguments.ignore or (255,), arguments.all):
+        raise UserError(f"{arguments.name} is not well; the problems are listed above.")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from siglip2_dense.registry import DATASETS, build
+    from siglip2_dense.viz.panels import grid, save_picture
+
+    if arguments.count < 1:
+        raise UserError(f"--count {arguments.count}: give 1 or more.")
+    dataset = build(DATASETS, _settings(arguments))
+    count = min(arguments.count, len(dataset))
+    samples = [dataset[i * len(dataset) // count] for i in range(count)]
+    out = arguments.out or f"work_dirs/show_{Path(arguments.name).stem}_{arguments.split}.png"
+    save_picture(out, grid([_panel(sample, dataset.classes) for sample in samples], columns=min(count, 2)))
+    print(f"{out}, row by row:", *(sample.path for sample in samples), sep="\n  ")
+
+
+def _settings(arguments: argparse.Namespace) -> dict:
+    """What the data set is built from: the config's own with its transforms, or a bare set."""
+    from siglip2_dense.data.prepare import SETS, folder_root
+
+    if arguments.name in SETS:
+        settings = {"type": SETS[arguments.name], "split": arguments.split}
+        if arguments.name == "folder":
+            folder_root(arguments.root)
+        if arguments.name == "generated":
+            settings["length"] = arguments.count
+    else:
+        settings = _of_config(arguments.name, arguments.split, SETS)
+    given = {"root": arguments.root, "ignore": arguments.ignore}
+    return settings | {key: value for key, value in given.items() if value is not None}
+
+
+def _of_config(name: str, split: str, sets: dict) -> dict:
+    try:
+        find_config(name)
+    except UserError as error:
+        known = [*sets, *(path.stem for path in config_folder().glob("*.py"))]
+        raise UserError(
+            f"{name!r} is neither a data set nor a config: {nearest(Path(name).stem, known, ', '.join(known))}"
+        ) from error
+    config = load_config(
+        argparse.Namespace(config=name, encoder=None, weights=None, work_dir=None, launcher="none", cfg_options=[])
+    )
+    loaders = {key.removesuffix("_dataloader"): config[key] for key in config if key.endswith("_dataloader")}
+    if split not in loaders:
+        raise UserError(f"--split {split}: {name} has data for {', '.join(loaders)}.")
+    return {"seed": config.get("seed", 0), **loaders[split].dataset}
+
+
+def _panel(sample, classes):
+    """(h, w, 3) uint8; where a test's labels stayed at the size that was read, they are brought to the image's."""
+    import numpy as np
+
+    from siglip2_dense.resample import resize_labels
+    from siglip2_dense.tasks.segmentation import Segmentation
+    from siglip2_dense.viz.panels import segmentation_panel
+
+    image = sample.image.permute(1, 2, 0).numpy()
+    labels = None if sample.labels is None else resize_labels(sample.labels.numpy(), image.shape[:2])
+    panel = segmentation_panel(image, labels, None, classes, Segmentation(classes).palette)
+    return np.pad(panel, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)

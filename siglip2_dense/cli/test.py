@@ -1,0 +1,27 @@
+"""Evaluate a trained head on the test data of a config (its validation data where it names no test data)."""
+
+from __future__ import annotations
+
+import argparse
+
+from siglip2_dense.cli.common import add_config_arguments, command_line, load_config
+
+EXAMPLES = """example:
+  python tools/test.py configs/probe_ade20k.py work_dirs/probe_ade20k_siglip2-so400m-14-384/head.safetensors
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("head", help="the head file (.safetensors)")
+    parser.add_argument("--out", metavar="FILE", help="where the record goes; default WORK_DIR/results_SPLIT.json")
+    arguments = parser.parse_args(argv)
+
+    from siglip2_dense.engine import distributed
+    from siglip2_dense.engine.evaluate import test
+
+    test(load_config(arguments), arguments.head, arguments.out, command_line())
+    distributed.stop()

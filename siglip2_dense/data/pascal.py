@@ -1,0 +1,35 @@
+"""PASCAL VOC 2012 segmentation (Everingham et al.) with the extra masks of SBD (Hariharan et al. 2011)."""
+
+from __future__ import annotations
+
+from siglip2_dense.data.base import LabelledImages
+from siglip2_dense.label_sets import CLASSES
+from siglip2_dense.registry import DATASETS
+
+LISTS = {
+    "train": [("train", "SegmentationClass"), ("aug", "SegmentationClassAug")],  # 1,464 + 9,118 = 10,582 images
+    "val": [("val", "SegmentationClass")],  # 1,449
+}
+
+
+@DATASETS.register_module()
+class PascalVOC(LabelledImages):
+    """21 classes, background counted; 255 (the borders of objects) does not count.
+
+    "train" is VOC's own train.txt with VOC's own masks, then SBD's aug.txt with SBD's: what DINOv2 trains on. The list
+    trainaug.txt would replace VOC's masks by SBD's. ``root`` is the folder VOCdevkit/VOC2012.
+    """
+
+    name = "pascal"
+    folder = "VOCdevkit/VOC2012"
+    classes = CLASSES["pascal"]
+    ignore = (255,)
+
+    def find(self) -> list[tuple[str, str]]:
+        entries = []
+        for listed, masks in LISTS[self.split]:
+            path = f"ImageSets/Segmentation/{listed}.txt"
+            self.require(path)
+            names = sorted((self.root / path).read_text().split())  # aug.txt comes in no order
+            entries += self.pairs("JPEGImages", masks, [f"{name}.jpg" for name in names])
+        return entries

@@ -1,0 +1,50 @@
+"""Image files to arrays: pixels are always RGB, and labels are always the stored numbers, never colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from siglip2_dense.errors import UserError
+
+LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # Pillow's names of one channel: 8 bits, palette, 1, 32 and 16 bits
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path, or fetch the data again.") from error
+    # Pillow reports a damaged PNG as SyntaxError, and a file that unpacks to far too many pixels as a "bomb".
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: truncated or not a readable image ({error}); fetch the file again.") from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, turned upright by its EXIF orientation; grey and palettes become RGB, alpha is dropped.
+
+    Raises UserError naming the file when it is missing, damaged, or has more than 8 bits a channel.
+    """
+    with _opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"{path}: has more than 8 bits a pixel ({image.mode}); save it as an 8-bit image.")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """(H, W) int32, the numbers stored in a PNG of one channel (8 or 16 bits) or with a palette (its indices).
+
+    Raises UserError naming the file when it is missing, damaged, or holds colours.
+    """
+    with _opened(path) as image:
+        if image.mode not in LABEL_MODES:
+            raise UserError(
+                f"{path}: holds colours ({image.mode}), not class numbers; save labels as a single channel or palette."
+            )
+        return np.array(image).astype(np.int32)

@@ -1,0 +1,212 @@
+"""Transforms of a sample, every map by its kind: pixels are blended, classes and measurements never are.
+
+A transform is a callable ``t(sample, rng) -> Sample`` that draws from ``rng`` and nothing else. Coordinates count from
+the edge of the image (a pixel's centre is at half-integers), so boxes and intrinsics scale without an offset. Between
+transforms an image is a permuted view of an (H, W, 3) array, which the resizing wants and which costs no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siglip2_dense.contracts import IGNORE, Box, Sample, Size
+from siglip2_dense.errors import UserError
+from siglip2_dense.registry import TRANSFORMS
+from siglip2_dense.resample import resize_image, resize_labels
+
+REDRAWS = 10  # of a crop with too much of one class; mmsegmentation's RandomCrop
+
+
+@TRANSFORMS.register_module()
+@dataclass
+class ResizeShortSide:
+    """For tests: the image's short side becomes ``short`` unless the long one would exceed ``long``; targets stay."""
+
+    short: int
+    long: int | None = None
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return _resize(sample, fitted(sample.image.shape[1:], self.short, self.long), targets=False)
+
+
+@TRANSFORMS.register_module()
+@dataclass
+class Resize:
+    """To exactly ``size`` (height, width); ``targets=False``, for tests, leaves the targets as they are."""
+
+    size: Size
+    targets: bool = True
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return _resize(sample, self.size, self.targets)
+
+
+@TRANSFORMS.register_module()
+@dataclass
+class RandomResize:
+    """The image and its targets as in ResizeShortSide, with both sides times a ratio drawn uniformly.
+
+    Source: mmcv's RandomResize with ``scale=(long, short)`` and ``keep_ratio=True``.
+    """
+
+    short: int
+    long: int | None = None
+    ratio: tuple[float, float] = (0.5, 2.0)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        ratio = rng.uniform(*self.ratio)
+        long = None if self.long is None else int(self.long * ratio)
+        return _resize(sample, fitted(_common_size(sample), int(self.short * ratio), long), targets=True)
+
+
+@TRANSFORMS.register_module()
+@dataclass
+class RandomCrop:
+    """A window of ``size`` (height, width); a side that is shorter is taken whole, without padding.
+
+    While the window holds fewer than two classes, or one has ``cat_max_ratio`` or more of the pixels that count, it is
+    drawn again, at most ten times. Source: mmsegmentation's RandomCrop.
+    """
+
+    size: Size
+    cat_max_ratio: float = 1.0
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = _common_size(sample)
+        crop = min(self.size[0], height), min(self.size[1], width)
+        for _ in range(REDRAWS + 1):
+            top = int(rng.integers(0, height - crop[0] + 1))
+            left = int(rng.integers(0, width - crop[1] + 1))
+            if self.cat_max_ratio >= 1 or sample.labels is None:
+                break
+            if _is_mixed(sample.labels[top : top + crop[0], left : left + crop[1]], self.cat_max_ratio):
+                break
+        return _crop(sample, (top, left, *crop))
+
+
+@TRANSFORMS.register_module()
+@dataclass
+class RandomFlip:
+    """Left and right exchanged with probability ``p``; normals' x is negated, as in a mirrored camera."""
+
+    p: float = 0.5
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return _flip(sample) if rng.random() < self.p else sample
+
+
+@TRANSFORMS.register_module()
+class PhotoMetricDistortion:
+    """Random brightness, contrast, saturation and hue: mmsegmentation's, with its defaults and its BGR order."""
+
+    def __init__(self):
+        from mmseg.datasets.transforms import PhotoMetricDistortion as Borrowed  # slow, so only where it is used
+
+        self.distort = Borrowed()
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        bgr = np.ascontiguousarray(_pixels(sample.image)[..., ::-1])
+        with _global_numpy(rng):
+            bgr = self.distort.transform({"img": bgr})["img"]
+        return replace(sample, image=_image(np.ascontiguousarray(bgr[..., ::-1])))
+
+
+def fitted(size: Size, short: int, long: int | None) -> Size:
+    """``size`` scaled until its short side is ``short`` or its long side ``long``, rounded as in mmcv.imrescale."""
+    scale = short / min(size)
+    if long is not None:
+        scale = min(scale, long / max(size))
+    height, width = (max(int(side * scale + 0.5), 1) for side in size)
+    return height, width
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def _image(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _changed(sample: Sample, names: tuple[str, ...], function) -> Sample:
+    """``function`` applied to those of the named fields that the sample has."""
+    values = {name: getattr(sample, name) for name in names}
+    return replace(sample, **{name: function(value) for name, value in values.items() if value is not None})
+
+
+def _common_size(sample: Sample) -> Size:
+    sizes = {tuple(m.shape[-2:]) for m in (sample.image, sample.labels, sample.depth, sample.normals) if m is not None}
+    if len(sizes) > 1:
+        raise UserError(
+            f"{sample.path}: image and targets have different sizes {sorted(sizes)} before a random transform; "
+            "use resizes that change the targets too before it."
+        )
+    return sizes.pop()
+
+
+def _resize(sample: Sample, size: Size, targets: bool) -> Sample:
+    old = _common_size(sample) if targets else sample.image.shape[1:]
+    y, x = size[0] / old[0], size[1] / old[1]
+    sample = replace(sample, image=_image(resize_image(_pixels(sample.image), size)))
+    sample = _changed(sample, ("intrinsics",), lambda matrix: matrix * matrix.new_tensor([[x], [y], [1]]))
+    if not targets:
+        return sample
+    sample = _changed(sample, ("labels",), lambda labels: torch.from_numpy(resize_labels(labels.numpy(), size)))
+    sample = _changed(sample, ("depth", "normals"), lambda values: _resize_nearest(values, size))
+    return _changed(sample, ("boxes",), lambda boxes: boxes * boxes.new_tensor([x, y, x, y]))
+
+
+def _resize_nearest(values: Tensor, size: Size) -> Tensor:
+    """(C, H, W) -> (C, *size), from the same pixels that labels are taken from."""
+    height, width = values.shape[-2:]
+    places = resize_labels(np.arange(height * width).reshape(height, width), size)
+    return values.flatten(1)[:, torch.from_numpy(places)]
+
+
+def _crop(sample: Sample, box: Box) -> Sample:
+    top, left, height, width = box
+    window = (..., slice(top, top + height), slice(left, left + width))
+    sample = _changed(sample, ("image", "labels", "depth", "normals"), lambda values: values[window])
+    if sample.intrinsics is not None:
+        shift = sample.intrinsics.new_tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
+        sample = replace(sample, intrinsics=sample.intrinsics - shift)
+    if sample.boxes is not None:
+        corners = sample.boxes - sample.boxes.new_tensor([left, top, left, top])
+        boxes = corners.clamp(min=0).minimum(corners.new_tensor([width, height, width, height]))
+        kept = (boxes[:, :2] < boxes[:, 2:]).all(1)
+        names = tuple(name for name, keep in zip(sample.box_names, kept.tolist(), strict=True) if keep)
+        sample = replace(sample, boxes=boxes[kept], box_names=names)
+    return sample
+
+
+def _flip(sample: Sample) -> Sample:
+    width = _common_size(sample)[1]
+    sample = _changed(sample, ("image", "labels", "depth", "normals"), lambda values: values.flip(-1))
+    sample = _changed(sample, ("normals",), lambda normals: normals * normals.new_tensor([-1, 1, 1])[:, None, None])
+    if sample.intrinsics is not None:  # a column x becomes width - x, and so does the camera's x axis
+        mirror = sample.intrinsics.new_tensor([[-1, 0, width], [0, 1, 0], [0, 0, 1]])
+        sample = replace(sample, intrinsics=mirror @ sample.intrinsics @ torch.diag(mirror.new_tensor([-1, 1, 1])))
+    return _changed(sample, ("boxes",), lambda b: torch.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], 1))
+
+
+def _is_mixed(labels: Tensor, most: float) -> bool:
+    """Whether there are two classes or more and none has ``most`` or more of the pixels that count."""
+    counts = np.bincount(labels.numpy().ravel() - IGNORE)[1:]
+    return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most
+
+
+@contextmanager
+def _global_numpy(rng: np.random.Generator) -> Iterator[None]:
+    """NumPy's global state as a function of ``rng`` within the block, and as it was after it."""
+    before = np.random.get_state()
+    np.random.seed(int(rng.integers(2**32)))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

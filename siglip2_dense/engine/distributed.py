@@ -1,0 +1,53 @@
+"""Starting the process group before mmengine does.
+
+mmengine selects a GPU whenever it starts a group itself, which fails without a driver; a group that is already up it
+leaves alone. NCCL on GPUs, gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import torch
+import torch.distributed as dist
+
+from siglip2_dense.errors import UserError
+
+
+def start(launcher: str) -> None:
+    """Join the group of "pytorch" (torchrun) or "slurm"; nothing for "none" or when it is up.
+
+    Raises UserError when the launcher's environment variables are missing.
+    """
+    if launcher == "none" or dist.is_initialized():
+        return
+    if launcher == "slurm":
+        _slurm_environment()
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        start_with = {"pytorch": "torchrun or tools/dist_train.sh", "slurm": "tools/slurm_train.sh"}[launcher]
+        raise UserError(f"--launcher {launcher}: {', '.join(missing)} not set; start with {start_with}.")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _slurm_environment() -> None:
+    """Torch's variables from Slurm's; the first node of the list is the master."""
+    if "SLURM_PROCID" not in os.environ:
+        raise UserError("--launcher slurm: not inside a Slurm step; start with tools/slurm_train.sh.")
+    nodes = os.environ["SLURM_NODELIST"]
+    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
+    os.environ.setdefault("MASTER_ADDR", names.split()[0])
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]

@@ -1,0 +1,129 @@
+"""Evaluation: every image once, over all ranks, through the metric of each head's task."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from siglip2_dense import head_file, records
+from siglip2_dense.contracts import Sample
+from siglip2_dense.engine import distributed
+from siglip2_dense.engine.pictures import Pictures
+from siglip2_dense.engine.run import build_probe, check_keys, loader_of
+from siglip2_dense.registry import DATASETS, build
+
+
+@torch.no_grad()
+def evaluate(
+    probe,
+    loader: DataLoader,
+    label: str = "evaluating",
+    seen: Callable[[Sample, dict[str, torch.Tensor]], None] | None = None,
+) -> dict:
+    """Metrics by head name, summed over the whole set and all ranks.
+
+    seen: called with each sample and its predictions, for pictures.
+    """
+    probe.eval()
+    metrics = {name: task.metric() for name, task in probe.tasks.items()}
+    quiet = None if sys.stderr.isatty() else 30  # seconds between lines of progress in a log file
+    progress = tqdm(
+        total=len(loader.sampler),
+        desc=label,
+        unit="image",
+        disable=not is_main_process(),
+        leave=False,
+        mininterval=quiet or 0.5,
+    )
+    for batch in loader:
+        batch = probe.data_preprocessor(batch, False)
+        predictions = probe(**batch, mode="predict")
+        for sample, prediction in zip(batch["data_samples"], predictions, strict=True):
+            for name, task in probe.tasks.items():
+                metrics[name].update(prediction[name], getattr(sample, task.target), sample.index)
+            if seen is not None:
+                seen(sample, prediction)
+        progress.update(len(predictions))
+    progress.close()
+    for metric in metrics.values():
+        metric.sync()
+    return metrics
+
+
+def report(metrics: dict, tasks: dict) -> dict:
+    """What a record and a log say of finished metrics: flat numbers, per class, intervals, images, and a table.
+
+    A single head's numbers go by their own names, those of several as "HEAD.metric".
+    """
+    flat = _named({name: metric.compute() for name, metric in metrics.items()})
+    intervals = _named({name: metric.intervals() for name, metric in metrics.items()})
+    per_class, lines = {}, ["  ".join(f"{key} {value:.2f}" for key, value in flat.items())]
+    for name, metric in metrics.items():
+        classes = tasks[name].classes
+        columns = {key: dict(zip(classes, values, strict=True)) for key, values in metric.per_class().items()}
+        per_class[name] = columns
+        width = max(map(len, classes))
+        lines.append(f"{name:{width}}  " + "  ".join(f"{key:>6}" for key in columns))
+        for label in classes:
+            numbers = (column[label] for column in columns.values())
+            lines.append(f"{label:{width}}  " + "  ".join("     -" if x is None else f"{x:6.2f}" for x in numbers))
+    return {
+        "metrics": flat,
+        "per_class": per_class if len(per_class) > 1 else next(iter(per_class.values())),
+        "intervals": intervals,
+        "images": next(iter(metrics.values())).images,
+        "table": "\n".join(lines),
+    }
+
+
+def _named(values: dict[str, dict]) -> dict:
+    if len(values) == 1:
+        return dict(next(iter(values.values())))
+    return {f"{name}.{key}": value for name, found in values.items() for key, value in found.items()}
+
+
+def test(config: Config, path: str, out: str | None = None, command: str = "") -> dict:
+    """Evaluate a head file on the config's test data (its validation data where it names no test data).
+
+    Writes the record to ``out``, by default ``WORK_DIR/results_SPLIT.json``, and returns it.
+    """
+    check_keys(config)
+    distributed.start(config.get("launcher", "none"))
+    started = time.time()
+    loading = config.get("test_dataloader") or config.val_dataloader
+    data = build(DATASETS, loading.dataset, seed=config.seed)
+    probe = build_probe(config, data.classes)
+    content = head_file.load_into(probe.heads, probe.facts, path)
+    probe = probe.to(get_device())
+    work_dir = Path(config.work_dir)
+    pictures = Pictures(probe, data, work_dir / f"pictures_{data.split}", config.get("pictures", 0))
+    metrics = evaluate(probe, loader_of(loading, data), f"evaluating {data.split}", pictures)
+    if not is_main_process():
+        return {}
+    found = report(metrics, probe.tasks)
+    seconds = time.time() - started
+    record = {
+        **{key: found[key] for key in ("metrics", "per_class", "intervals")},
+        "best": None,
+        "encoder": records.describe_encoder(probe.facts, probe.taps, probe.pooled, probe.encoder.precision),
+        "protocol": {
+            **content.protocol,
+            "inference": probe.inference,
+            "test_transforms": loading.dataset.to_dict().get("transforms", []),
+        },
+        "data": {**records.describe_data(data), "images": found["images"]},
+        "run": records.describe_run(command, config.seed, seconds, found["images"] / seconds),
+        "history": [{"step": content.step, "split": data.split, "metrics": found["metrics"]}],
+    }
+    records.write(out or work_dir / f"results_{data.split}.json", record)
+    print(found["table"])
+    return record

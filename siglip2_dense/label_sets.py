@@ -1,0 +1,106 @@
+"""Class names and colours of the data sets, by name, in the order of their labels.
+
+Sources: ADE20K scene parsing benchmark (Zhou et al. 2017), PASCAL VOC 2012 (Everingham et al.); colours as in
+mmsegmentation. A user's own set brings its names in a file or a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from siglip2_dense.errors import UserError, nearest
+
+Colour = tuple[int, int, int]
+"""RGB, 0-255."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _colours(text: str) -> tuple[Colour, ...]:
+    return tuple(tuple(bytes.fromhex(colour)) for colour in text.split())
+
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "ade20k": _names("""
+    wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
+    table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field,
+    armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard,
+    chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway,
+    case, pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower,
+    book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine,
+    hovel, bus, towel, light, truck, tower, chandelier, awning, streetlight, booth, television receiver, airplane,
+    dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship,
+    fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag,
+    minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher,
+    screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate,
+    monitor, bulletin board, shower, radiator, glass, clock, flag
+    """),
+    "pascal": _names("""
+    background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse,
+    motorbike, person, pottedplant, sheep, sofa, train, tvmonitor
+    """),
+    "generated": ("floor", "wall", "ceiling", "box", "sphere", "cylinder"),
+}
+
+PALETTES: dict[str, tuple[Colour, ...]] = {
+    "ade20k": _colours("""
+    787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652
+    8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0
+    ffb806 0aff47 ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff
+    8c8c8c fa0a0f 14ff00 1fff00 ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff 0bc8c8 ff5200 00fff5 003dff
+    00ff70 00ff85 ff0000 ffa300 ff6600 c2ff00 008fff 33ff00 0052ff 00ff29 00ffad 0a00ff adff00 00ff99 ff5c00 ff00ff
+    ff00f5 ff0066 ffad00 ff0014 ffb8b8 001fff 00ff3d 0047ff ff00cc 00ffc2 00ff52 000aff 0070ff 3300ff 00c2ff 007aff
+    00ffa3 ff9900 00ff0a ff7000 8fff00 5200ff a3ff00 ffeb00 08b8aa 8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070
+    5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00 ff00a3 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500
+    0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff 00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff
+    b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
+    """),
+    "pascal": _colours("""
+    000000 800000 008000 808000 000080 800080 008080 808080 400000 c00000 408000 c08000 400080 c00080 408080 c08080
+    004000 804000 00c000 80c000 004080
+    """),
+    "generated": _colours("a06e3c 7896c8 ebe1aa dc3c32 3caa50 9646be"),
+}
+
+
+def classes_of(source: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Class names: of a known set, of a file (see ``read_classes``), or the given list itself.
+
+    Raises UserError when ``source`` is neither a known name nor a file, or when a list holds anything but names.
+    """
+    if isinstance(source, str) and source in CLASSES:
+        return CLASSES[source]
+    if isinstance(source, (str, Path)):
+        if Path(source).is_file():
+            return read_classes(source)
+        known = f"the known sets are {', '.join(sorted(CLASSES))}; else give a list of names or a file of them."
+        raise UserError(
+            f"classes={str(source)!r} is neither a known set nor a file: {nearest(str(source), CLASSES, known)}"
+        )
+    if not source or not all(isinstance(name, str) for name in source):
+        raise UserError(f"classes={source!r} is not a list of names; give one name for each label, from 0 on.")
+    return tuple(source)
+
+
+def read_classes(path: str | Path) -> tuple[str, ...]:
+    """Class names of a text file: one a line in the order of the labels, or lines of "label<TAB>name".
+
+    Raises UserError when the file is empty or its labels are not 0, 1, 2, … in order.
+    """
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: holds no class names; write one a line, in the order of the labels.")
+    if "\t" not in lines[0]:
+        return tuple(lines)
+    names = []
+    for label, line in enumerate(lines):
+        found, _, name = line.partition("\t")
+        if found.strip() != str(label) or not name.strip():
+            raise UserError(
+                f"{path}: expected label {label}, a tab and its name, found {line!r}; list all labels in order."
+            )
+        names.append(name.strip())
+    return tuple(names)

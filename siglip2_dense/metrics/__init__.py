@@ -1,0 +1,1 @@
+"""Measures of a prediction: pure functions on tensors, and sums of them that add over images and ranks."""

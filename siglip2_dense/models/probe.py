@@ -1,0 +1,157 @@
+"""The pixel probe: one frozen encoder, any number of named heads, one pass."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+
+from siglip2_dense.contracts import Box, EncoderFacts, Features, Geometry, Sample, Size
+from siglip2_dense.errors import UserError, nearest
+from siglip2_dense.registry import MODELS, TASKS, build
+
+WINDOWS_PER_PASS = 16
+
+
+class ToDevice(BaseDataPreprocessor):
+    """Moves a batch to the model's device; pixels are the encoder's business."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        samples = [sample.to(self.device, non_blocking=True) for sample in data["data_samples"]]
+        inputs = data["inputs"]
+        if isinstance(inputs, Features):
+            inputs = inputs.to(self.device, non_blocking=True)
+        else:
+            inputs = [image.to(self.device, non_blocking=True) for image in inputs]
+        return {"inputs": inputs, "data_samples": samples}
+
+
+@MODELS.register_module()
+class DenseProbe(BaseModel):
+    """Heads on one encoder, each with its task; they share the encoder's pass.
+
+    Args:
+        heads: ``{name: dict(head=..., task=..., optim=...)}``. A head is built after the encoder and gets its facts, so
+            the encoder's name is all that changes in a swap. A head of mmsegmentation is written as itself,
+            ``dict(type='mmseg.FCNHead', _scope_='mmseg', ...)``, with ``layers`` and ``norm`` as for ours.
+        encoder: config of the encoder; none when features come from elsewhere, then ``facts`` say whose they are.
+        inference: ``dict(mode='whole')``, or ``dict(mode='slide', crop=512, stride=341)``: windows over the image,
+            scores averaged where they overlap.
+        canvas: in training images are laid on this many pixels; by default the largest height and width of the batch.
+    """
+
+    def __init__(
+        self,
+        heads: dict[str, dict],
+        encoder: dict | nn.Module | None = None,
+        facts: EncoderFacts | None = None,
+        inference: dict | None = None,
+        canvas: Size | None = None,
+    ):
+        super().__init__(data_preprocessor=ToDevice())
+        if (encoder is None) == (facts is None):
+            raise UserError("DenseProbe: give an encoder, or the facts of the one whose features it will get.")
+        self.encoder = build(MODELS, encoder) if isinstance(encoder, dict) else encoder
+        self.facts: EncoderFacts = facts or self.encoder.facts
+        self.canvas = canvas
+        self.inference = _checked_inference(inference or dict(mode="whole"))
+        if not heads:
+            raise UserError("DenseProbe: give at least one head, heads=dict(NAME=dict(head=..., task=..., optim=...)).")
+        self.optim: dict[str, dict] = {}
+        self.tasks: dict[str, object] = {}
+        self.heads = nn.ModuleDict()
+        for name, parts in heads.items():
+            for key in parts:
+                if key not in ("head", "task", "optim"):
+                    raise UserError(f"heads.{name} has no part {key!r}: {nearest(key, ('head', 'task', 'optim'))}")
+            self.tasks[name] = build(TASKS, parts["task"])
+            self.heads[name] = _build_head(parts["head"], self.facts, self.tasks[name].channels)
+            self.optim[name] = dict(parts.get("optim", {}))
+        self.taps = tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
+        self.pooled = any(head.pooled != "none" for head in self.heads.values())
+
+    def features(self, images: Sequence[Tensor] | Features, canvas: Size | None = None) -> Features:
+        """Features for the union of the heads' taps, in one pass."""
+        if isinstance(images, Features):
+            return images
+        return self.encoder.features(images, self.taps, canvas, self.pooled)
+
+    def forward(self, inputs, data_samples: list[Sample] | None = None, mode: str = "tensor"):
+        """inputs: a list of images (3, H, W), or Features.
+
+        mode "loss": {"HEAD.loss_…": tensor}; "predict": a list of {HEAD: map at original size}, one per image;
+        "tensor": {HEAD: raw map (B, K, h, w)}.
+        """
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        features = self.features(inputs, self.canvas)
+        raw = {name: head(features) for name, head in self.heads.items()}
+        if mode == "tensor":
+            return raw
+        losses = {}
+        for name, task in self.tasks.items():
+            terms = task.loss(raw[name], features.geometry, data_samples)
+            losses.update({f"{name}.{key}": value for key, value in terms.items()})
+        return losses
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None) -> list[dict[str, Tensor]]:
+        """A prediction per head for each image, at the size the image was read at.
+
+        Windows of one size, of whatever image, go through the encoder together; each image's are joined afterwards.
+        """
+        places = []
+        for number, image in enumerate(images):
+            resized = tuple(image.shape[-2:])
+            original = samples[number].original_size if samples else resized
+            for window in self._windows(resized):
+                places.append((number, Geometry(resized, (0, 0, *resized), resized, resized, original, window)))
+        by_size = defaultdict(list)
+        for number, place in places:
+            by_size[place.window[2:]].append((number, place))
+        found = [{name: [] for name in self.heads} for _ in images]
+        for group in by_size.values():
+            for start in range(0, len(group), WINDOWS_PER_PASS):
+                chunk = group[start : start + WINDOWS_PER_PASS]
+                features = self.features([_cut(images[number], place.window) for number, place in chunk])
+                geometry = [
+                    replace(seen, resized=place.resized, original=place.original, window=place.window)
+                    for seen, (_, place) in zip(features.geometry, chunk, strict=True)
+                ]
+                for name, head in self.heads.items():
+                    for raw, seen, (number, _) in zip(head(features), geometry, chunk, strict=True):
+                        found[number][name].append((raw, seen))
+        return [{name: self.tasks[name].predict(windows) for name, windows in image.items()} for image in found]
+
+    def _windows(self, size: Size) -> list[Box]:
+        from siglip2_dense.tasks.windows import window_boxes
+
+        if self.inference["mode"] == "whole":
+            return [(0, 0, *size)]
+        return window_boxes(size, self.inference["crop"], self.inference["stride"])
+
+
+def _cut(image: Tensor, window: Box) -> Tensor:
+    top, left, height, width = window
+    return image[:, top : top + height, left : left + width]
+
+
+def _build_head(config: dict, facts: EncoderFacts, channels: int) -> nn.Module:
+    if config.get("type", "").startswith("mmseg."):
+        config = dict(config)
+        taken = {key: config.pop(key) for key in ("layers", "norm") if key in config}
+        config = dict(type="MMSegHead", head=config, **taken)
+    return build(MODELS, config, facts=facts, channels=channels)
+
+
+def _checked_inference(inference: dict) -> dict:
+    wanted = {"whole": {"mode"}, "slide": {"mode", "crop", "stride"}}.get(inference.get("mode"))
+    if wanted is None or set(inference) != wanted:
+        raise UserError(
+            f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, stride=PIXELS)."
+        )
+    return dict(inference)

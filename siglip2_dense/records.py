@@ -1,0 +1,131 @@
+"""The record of a run, ``results.json``: numbers, and every knob that two numbers must share to be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from siglip2_dense.contracts import EncoderFacts
+from siglip2_dense.files import write_text
+
+LIBRARIES = (
+    "siglip2_dense", "torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "numpy", "opencv-python",
+)  # fmt: skip
+
+FIXED = {
+    "padding": "centred, mean colour after normalisation, to the smallest multiple of the patch; cut off again",
+    "logits": "bilinear in float32, half-pixel centres; averaged where windows overlap",
+    "resolution": "metrics at the size the image was read at",
+    "aggregation": "sums over the whole set",
+    "checkpoint": "last",
+    "test_time_augmentation": "none",
+    "encoder_mode": "frozen, eval",
+}  # what this package always does, written down so that other records can differ from it
+
+
+def protocol(config: dict, data: dict, world: int, synchronised_norm: bool) -> dict:
+    """The knobs that are not the encoder's. Records may stand in one column only where these agree.
+
+    config: the run's config as plain data. data: of the training set, as ``describe_data`` gives it.
+    """
+    train, model = config["train_dataloader"], config["model"]
+    return {
+        **FIXED,
+        "heads": model["heads"],
+        "canvas": model.get("canvas"),
+        "inference": model.get("inference", {"mode": "whole"}),
+        "optimisation": {
+            "iterations": config["train_cfg"]["max_iters"],
+            "images_per_step": train["batch_size"] * world,
+            "images_per_process": train["batch_size"],
+            "schedule": config.get("param_scheduler", []),
+            "gradient_clip": None,
+            "accumulation": 1,
+            "batch_norm": "over all processes" if synchronised_norm else "over one process",
+        },
+        "train_data": data,
+        "train_transforms": train["dataset"].get("transforms", []),
+        "test_transforms": config["val_dataloader"]["dataset"].get("transforms", []),
+        "views": "live",
+    }
+
+
+def describe_data(dataset) -> dict:
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "images": len(dataset),
+        "fingerprint": dataset.fingerprint(),
+    }
+
+
+def describe_encoder(facts: EncoderFacts, taps, pooled: bool, precision: str) -> dict:
+    known = facts.to_dict()
+    kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters")
+    return {
+        **{key: known[key] for key in kept},
+        "pads_to": facts.multiple,
+        "taps": [{"block": tap.block, "norm": tap.norm} for tap in taps],
+        "pooled": facts.pooled if pooled else "none",
+        "precision": precision,
+    }
+
+
+def describe_run(command: str, seed: int, seconds: float, images_per_second: float) -> dict:
+    return {
+        "command": command,
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(images_per_second, 3),
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "device": device_name(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def peak_memory_mib() -> float:
+    """Of the GPU where there is one, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def device_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def write(path: str | Path, record: dict) -> None:
+    """Atomically; a number that is not finite becomes null."""
+    write_text(path, json.dumps(_finite(record), indent=2) + "\n")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

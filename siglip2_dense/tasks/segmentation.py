@@ -1,0 +1,69 @@
+"""Semantic segmentation: one score per class and pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siglip2_dense.contracts import IGNORE, Geometry, Sample
+from siglip2_dense.errors import UserError
+from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
+from siglip2_dense.losses.segmentation import cross_entropy
+from siglip2_dense.metrics.segmentation import SegmentationMetric
+from siglip2_dense.registry import TASKS
+from siglip2_dense.resample import resize_logits
+from siglip2_dense.tasks.windows import argmax_map
+from siglip2_dense.viz.colours import palette
+from siglip2_dense.viz.panels import segmentation_panel
+
+
+@TASKS.register_module()
+class Segmentation:
+    """Cross-entropy in training, arg-max in prediction, mIoU as metric.
+
+    Args:
+        classes: the name of a label set, a list of names, or a file with one name a line.
+        average: what the summed loss is divided by: the "valid" pixels, or "all" pixels of the canvas, padding and
+            ignored ones included (mmsegmentation's default, and so DINOv2's; protocols of its linear heads).
+    """
+
+    target = "labels"  # the field of a Sample that it learns
+    headline = "mIoU"
+    higher_is_better = True
+
+    def __init__(self, classes: str | Sequence[str], average: str = "valid"):
+        if average not in ("valid", "all"):
+            raise UserError(f"Segmentation: average={average!r}; give 'valid' or 'all'.")
+        self.classes = classes_of(classes)
+        known = {names: PALETTES[key] for key, names in CLASSES.items() if key in PALETTES}
+        self.palette = known.get(self.classes) or palette(len(self.classes))
+        self.average = average
+
+    @property
+    def channels(self) -> int:
+        return len(self.classes)
+
+    def loss(self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """raw: (B, K, h, w) of images on one canvas. The scores are brought to the padded canvas and compared there."""
+        padded = geometry[0].padded
+        labels = torch.full((len(samples), *padded), IGNORE, dtype=torch.int64, device=raw.device)
+        for canvas, place, sample in zip(labels, geometry, samples, strict=True):
+            top, left, height, width = place.box
+            canvas[top : top + height, left : left + width] = sample.labels
+        pixels = sum(place.canvas[0] * place.canvas[1] for place in geometry) if self.average == "all" else None
+        return {"loss_ce": cross_entropy(resize_logits(raw, padded), labels, pixels)}
+
+    def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
+        """The class map (H, W) of one image at its original size, from the raw maps (K, h, w) of its windows."""
+        return argmax_map(windows)
+
+    def metric(self) -> SegmentationMetric:
+        return SegmentationMetric(self.channels)
+
+    def draw(self, image: np.ndarray, sample: Sample, prediction: Tensor) -> np.ndarray:
+        """Input | ground truth | prediction with a legend; image: (H, W, 3) uint8 at the prediction's size."""
+        labels = None if sample.labels is None else sample.labels.cpu().numpy()
+        return segmentation_panel(image, labels, prediction.cpu().numpy(), self.classes, self.palette)

@@ -1,0 +1,115 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from siglip2_dense.cli.common import run
+from siglip2_dense.cli.data import MARGIN, main
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/data.py"
+CONFIG = """
+seed = 0
+model = dict(encoder=dict(type="FrozenEncoder", name="efficientnet-lite0"))
+train_dataloader = dict(dataset=dict(
+    type="ImageFolder", root={root!r}, split="train", ignore=9, transforms=[dict(type="RandomFlip", p=1.0)]))
+val_dataloader = dict(dataset=dict(
+    type="ImageFolder", root={root!r}, split="train", ignore=9, transforms=[dict(type="ResizeShortSide", short=512)]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images whose left half is white and class 0, the right half black and class 1."""
+    root = tmp_path / "mine"
+    pixels = np.zeros((256, 300, 3), np.uint8)
+    pixels[:, :150] = 255
+    for i in range(3):
+        for kind, array in (("images", pixels), ("labels", (pixels[..., 0] == 0).astype(np.uint8))):
+            path = root / kind / "train" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    (root / "classes.txt").write_text("sky\nroad\n")
+    return root
+
+
+@pytest.fixture
+def config(folder):
+    path = folder.parent / "look.py"
+    path.write_text(CONFIG.format(root=str(folder)))
+    return path
+
+
+def _show(capsys, *arguments):
+    assert run(main, ["show", *map(str, arguments)]) == 0
+    return np.asarray(Image.open(capsys.readouterr().out.split(", row by row:")[0]))
+
+
+def _picture(drawn, column, size):
+    """The input (0) or the labels (1) of the first sample; 22 pixels of title, 6 between two pictures."""
+    left = MARGIN + column * (size[1] + 6)
+    return drawn[MARGIN + 22 : MARGIN + 22 + size[0], left : left + size[1]]
+
+
+def test_help_comes_at_once():
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1 and "prepare" in done.stdout
+
+
+def test_a_bare_set_is_drawn_without_transforms(folder, tmp_path, capsys):
+    drawn = _show(capsys, "folder", "--root", folder, "--count", 1, "--out", tmp_path / "a.png")
+    image = _picture(drawn, 0, (256, 300))
+    assert (image[:, :150] == 255).all() and (image[:, 150:] == 0).all()
+
+
+def test_a_config_is_drawn_after_its_transforms(config, tmp_path, capsys):
+    drawn = _show(capsys, config, "--count", 2, "--out", tmp_path / "a.png")
+    image, labels = (_picture(drawn, column, (256, 300)) for column in (0, 1))
+    assert (image[:, :150] == 0).all() and (image[:, 150:] == 255).all()
+    assert len(np.unique(labels[:, :150].reshape(-1, 3), axis=0)) == 1  # labels are flipped too
+    assert (labels[0, 0] != labels[0, -1]).any()
+    assert drawn.shape[1] == 2 * (2 * 300 + 6 + 2 * MARGIN) + 6
+
+
+def test_labels_that_stay_at_their_size_are_brought_to_the_image(config, tmp_path, capsys):
+    drawn = _show(capsys, config, "--split", "val", "--count", 1, "--out", tmp_path / "a.png")
+    labels = _picture(drawn, 1, (512, 600))
+    left, right = labels[:, :295], labels[:, 305:]  # beside the blended edge of the image
+    assert np.ptp(left, axis=(0, 1)).max() == 0 and np.ptp(right, axis=(0, 1)).max() == 0
+    assert (left[0, 0] != right[0, 0]).any()
+
+
+def test_generated_scenes_are_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _show(capsys, "generated", "--count", 2).shape[1] > 1000
+    assert Path("work_dirs/show_generated_train.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["prepare", "folder"], "error: a folder of your own is not downloaded"),
+        (["verify", "pascall"], "error: data set 'pascall' is unknown: did you mean 'pascal'?"),
+        (["verify", "ade20k", "--root", "/no"], "error: ade20k is not well; the problems are listed above."),
+        (["show", "generted"], "error: 'generted' is neither a data set nor a config: did you mean 'generated'?"),
+        (["show", "generated", "--count", "0"], "error: --count 0: give 1 or more."),
+        (["show", "folder"], "error: folder: give --root DIR; the layout is"),
+        (["show", "probe_demo", "--split", "test"], "error: --split test: probe_demo has data for train, val."),
+    ],
+)
+def test_errors_are_sentences(arguments, sentence, capsys):
+    assert run(main, arguments) == 1
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_verify_takes_the_ignored_labels(folder, capsys):
+    path = folder / "labels/train/0.png"
+    labels = np.array(Image.open(path))
+    labels[0] = 9
+    Image.fromarray(labels).save(path)
+    assert run(main, ["verify", "folder", "--root", str(folder)]) == 1
+    assert run(main, ["verify", "folder", "--root", str(folder), "--ignore", "9", "255", "--all"]) == 0

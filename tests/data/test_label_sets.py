@@ -1,0 +1,57 @@
+import pytest
+
+from siglip2_dense.data import scenes
+from siglip2_dense.errors import UserError
+from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("ade20k", "ADE20KDataset"), ("pascal", "PascalVOCDataset")])
+def test_names_and_colours_are_those_of_mmsegmentation(name, theirs):
+    import mmseg.datasets
+
+    meta = getattr(mmseg.datasets, theirs).METAINFO
+    assert CLASSES[name] == tuple(c.strip() for c in meta["classes"])  # mmsegmentation has "bed "
+    assert PALETTES[name] == tuple(map(tuple, meta["palette"]))
+
+
+def test_every_set_has_a_colour_for_each_class():
+    assert {name: len(classes) for name, classes in CLASSES.items()} == {"ade20k": 150, "pascal": 21, "generated": 6}
+    assert {name: len(colours) for name, colours in PALETTES.items()} == {"ade20k": 150, "pascal": 21, "generated": 6}
+
+
+def test_the_generated_set_agrees_with_its_scenes():
+    assert CLASSES["generated"] == scenes.CLASSES
+    assert list(PALETTES["generated"]) == list(scenes.PALETTE)
+
+
+def test_classes_by_name_by_list_and_by_file(tmp_path):
+    assert classes_of("pascal")[15] == "person"
+    assert classes_of(["sky", "road"]) == ("sky", "road")
+    plain, numbered = tmp_path / "plain.txt", tmp_path / "numbered.txt"
+    plain.write_text("sky\nroad sign\n\n")
+    numbered.write_text("0\tsky\n1\troad sign\n")
+    assert classes_of(plain) == classes_of(str(numbered)) == ("sky", "road sign")
+
+
+def test_an_unknown_set_names_the_nearest():
+    with pytest.raises(UserError, match=r"classes='ade2k' is neither a known set nor a file: did you mean 'ade20k'"):
+        classes_of("ade2k")
+    with pytest.raises(UserError, match=r"known sets are ade20k, generated, pascal; else give a list"):
+        classes_of("zzz.txt")
+
+
+@pytest.mark.parametrize("text", ["0\tsky\n2\troad\n", "0\tsky\nroad\n", "0\tsky\n1\t\n"])
+def test_a_file_with_a_gap_is_named(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(UserError, match=r"classes\.txt: expected label 1, a tab and its name.*list all"):
+        classes_of(tmp_path / "classes.txt")
+
+
+def test_no_names_at_all(tmp_path):
+    (tmp_path / "classes.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"classes\.txt: holds no class names; write one a line"):
+        classes_of(tmp_path / "classes.txt")
+    with pytest.raises(UserError, match="is not a list of names"):
+        classes_of([])
+    with pytest.raises(UserError, match="is not a list of names"):
+        classes_of([1, 2])

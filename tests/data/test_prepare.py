@@ -1,0 +1,284 @@
+import io
+import tarfile
+import zipfile
+from dataclasses import replace
+from hashlib import md5
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from scipy.sparse import csc_matrix
+
+from siglip2_dense.data import prepare as module
+from siglip2_dense.data.ade20k import ADE20K
+from siglip2_dense.data.pascal import PascalVOC
+from siglip2_dense.data.prepare import prepare, verify
+from siglip2_dense.errors import UserError
+
+SIZE = (6, 8)
+
+
+def _image(size=SIZE, turned=False) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6
+    Image.fromarray(pixels).save(stream := io.BytesIO(), format="JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def _labels(values, size=SIZE) -> bytes:
+    Image.fromarray(np.resize(np.asarray(values, np.uint8), size)).save(stream := io.BytesIO(), format="PNG")
+    return stream.getvalue()
+
+
+def _mat(values) -> bytes:
+    """A file of SBD: a structure of the mask, a cell array of the classes' boundaries, and the classes in it."""
+    boundaries = np.empty((20, 1), object)
+    boundaries[:] = [[csc_matrix(np.eye(*SIZE))] for _ in range(20)]
+    classes = {"Segmentation": values, "Boundaries": boundaries, "CategoriesPresent": np.unique(values)}
+    savemat(stream := io.BytesIO(), {"GTcls": classes}, do_compression=True)
+    return stream.getvalue()
+
+
+def _write(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+def _write_tar(path, files, mode):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def _use(monkeypatch, name, counts, *paths):
+    """Make the recipe fetch these files instead of the published ones."""
+    recipe = module.RECIPES[name]
+    archives = tuple(
+        replace(archive, url=path.as_uri(), md5=md5(path.read_bytes()).hexdigest())
+        for archive, path in zip(recipe.archives, paths, strict=True)
+    )
+    monkeypatch.setitem(module.RECIPES, name, replace(recipe, archives=archives, counts=counts))
+
+
+ADE = {
+    "images/training/a.jpg": _image(),
+    "images/training/b.jpg": _image(),
+    "images/validation/c.jpg": _image(),
+    "annotations/training/a.png": _labels([0, 1, 150]),
+    "annotations/training/b.png": _labels([3]),
+    "annotations/validation/c.png": _labels([0]),
+}
+
+
+@pytest.fixture
+def ade_zip(tmp_path, monkeypatch):
+    path = tmp_path / "server/ADEChallengeData2016.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in ADE.items():
+            archive.writestr(f"ADEChallengeData2016/{name}", content)
+    _use(monkeypatch, "ade20k", {"train": 2, "val": 1}, path)
+    return path
+
+
+@pytest.fixture
+def ade(tmp_path, monkeypatch):
+    _write(tmp_path / "ade", ADE)
+    monkeypatch.setitem(module.RECIPES, "ade20k", replace(module.RECIPES["ade20k"], counts={"train": 2, "val": 1}))
+    return tmp_path / "ade"
+
+
+@pytest.fixture
+def pascal_archives(tmp_path, monkeypatch):
+    """VOC has t1, t2 and v1; SBD has t1, v1 and, in two lists, e1 and e2."""
+    lists = {"train": "t2\nt1\n", "val": "v1\n"}
+    voc = {f"JPEGImages/{name}.jpg": _image() for name in ("t1", "t2", "v1", "e1", "e2", "unused")}
+    voc |= {f"SegmentationClass/{name}.png": _labels([0, 255, 20]) for name in ("t1", "t2", "v1")}
+    voc |= {f"ImageSets/Segmentation/{split}.txt": names.encode() for split, names in lists.items()}
+    sbd = {f"cls/{name}.mat": _mat(np.full(SIZE, i, np.uint8)) for i, name in enumerate(("t1", "v1", "e1", "e2"))}
+    sbd |= {"train.txt": b"e2\nt1\n", "val.txt": b"v1\ne1\n", "img/e1.jpg": b"-", "inst/e1.mat": b"-"}
+    paths = tmp_path / "server/VOCtrainval.tar", tmp_path / "server/benchmark.tgz"
+    _write_tar(paths[0], {f"VOCdevkit/VOC2012/{name}": content for name, content in voc.items()}, "w")
+    _write_tar(paths[1], {f"benchmark_RELEASE/dataset/{name}": content for name, content in sbd.items()}, "w:gz")
+    _use(monkeypatch, "pascal", {"train": 4, "val": 1}, *paths)
+    return paths
+
+
+def test_the_published_archives():
+    assert module.RECIPES["ade20k"].counts == {"train": 20210, "val": 2000}
+    assert module.RECIPES["pascal"].counts == {"train": 10582, "val": 1449}
+    archives = [archive for recipe in module.RECIPES.values() for archive in recipe.archives]
+    assert [archive.md5[:6] for archive in archives] == ["7328b3", "6cd6e1", "82b4d8"]
+
+
+def test_ade20k_is_fetched_and_laid_out(ade_zip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SIGLIP2_DENSE_DATA", str(tmp_path / "data"))
+    assert prepare("ade20k")
+    assert len(ADE20K("train")) == 2 and ADE20K("val")[0].labels.max() == -1
+    assert f"The archives in {tmp_path}/data/downloads are no longer needed" in capsys.readouterr().out
+    ade_zip.unlink()
+    assert prepare("ade20k")  # nothing is fetched again
+
+
+def test_another_root_may_have_any_name(ade_zip, tmp_path):
+    assert prepare("ade20k", tmp_path / "elsewhere/scenes")
+    assert len(ADE20K("train", tmp_path / "elsewhere/scenes")) == 2
+
+
+def test_a_root_that_holds_something_else_is_left_alone(ade_zip, tmp_path):
+    _write(tmp_path / "scenes", {"thesis.txt": b"-"})
+    with pytest.raises(UserError, match="scenes holds other files already; move them away"):
+        prepare("ade20k", tmp_path / "scenes")
+    assert [path.name for path in (tmp_path / "scenes").iterdir()] == ["thesis.txt"]
+
+
+def test_pascal_is_joined_from_two_archives(pascal_archives, tmp_path):
+    root = tmp_path / "data/VOCdevkit/VOC2012"
+    assert prepare("pascal", root)
+    assert (root / "ImageSets/Segmentation/aug.txt").read_text() == "e1\ne2\n"
+    mask = Image.open(root / "SegmentationClassAug/e2.png")
+    assert mask.mode == "P" and np.unique(mask).tolist() == [3] and mask.getpalette()[9:12] == [128, 128, 0]
+    train = PascalVOC("train", root)
+    assert [labels for _, labels in train.entries][1:3] == ["SegmentationClass/t2.png", "SegmentationClassAug/e1.png"]
+    assert train[2].labels.unique().tolist() == [2]
+
+
+def test_an_interrupted_conversion_is_gone_on_from(pascal_archives, tmp_path, monkeypatch):
+    root, write = tmp_path / "VOC2012", module._write_mask
+
+    def stop(path, content):
+        if path.stem == "e1":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(module, "_write_mask", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("pascal", root)
+    assert not (root / "ImageSets/Segmentation/aug.txt").exists()
+    written = []
+    monkeypatch.setattr(module, "_write_mask", lambda path, content: (written.append(path.stem), write(path, content)))
+    assert prepare("pascal", root) and written == ["e1", "e2"]
+
+
+def test_sbd_without_its_lists_is_another_archive(pascal_archives, tmp_path):
+    _write_tar(tmp_path / "other.tgz", {"dataset/cls/e1.mat": _mat(np.zeros(SIZE, np.uint8))}, "w:gz")
+    with pytest.raises(UserError, match=r"other\.tgz has no lists dataset/train\.txt and val\.txt"):
+        module.add_sbd(tmp_path / "other.tgz", tmp_path)
+
+
+def test_sets_that_are_not_fetched(capsys):
+    assert prepare("generated") and verify("generated")
+    assert "nothing to prepare" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"not downloaded: lay it out as DIR/images/SPLIT/.*classes\.txt.*verify folder"
+    ):
+        prepare("folder")
+    for function in (prepare, verify):
+        with pytest.raises(UserError, match=r"data set 'ade20' is unknown: did you mean 'ade20k'\?"):
+            function("ade20")
+
+
+def test_a_whole_set_is_well(ade, capsys):
+    assert verify("ade20k", ade)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"ade20k in {ade}" and lines[2].split() == ["train", "2", "2", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"images/training/d.jpg": _image()},
+            "d.jpg: has no labels, looked for {ade}/annotations/training/d.png; move",
+        ),
+        ({"annotations/training/a.png": _labels(1, (8, 6))}, "a.jpg is 6x8 pixels (height x width) but its labels, "),
+        (
+            {"annotations/training/b.png": _labels([151])},
+            "b.png: holds the label 151, but ade20k has 150 classes, 1 to ",
+        ),
+        ({"annotations/training/b.png": b"<html>"}, "annotations/training/b.png: not a readable image"),
+        ({"images/training/b.jpg": _image()[:-40]}, "images/training/b.jpg: truncated or not a readable image"),
+        (
+            {"images/validation/d.jpg": _image(), "annotations/validation/d.png": _labels([1])},
+            "val: 2 images instead of 1; move {ade} away and run `python tools/data.py prepare ade20k --root {ade}`.",
+        ),
+    ],
+    ids=["missing labels", "wrong size", "bad value", "no image", "truncated", "wrong count"],
+)
+def test_each_problem_is_named(ade, change, problem, capsys):
+    _write(ade, change)
+    assert not verify("ade20k", ade)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert any(problem.format(ade=ade) in line for line in told)
+    assert len(told) == (2 if "d.jpg" in problem else 1)  # an image without labels is one too many as well
+
+
+def test_a_root_that_is_missing_is_named_once(tmp_path, capsys):
+    assert not verify("pascal", tmp_path / "no")
+    out = capsys.readouterr().out
+    assert out.count("problem: ") == 1 and f"prepare pascal --root {tmp_path}/no`" in out
+
+
+def test_a_listed_image_that_is_not_there_is_named(pascal_archives, tmp_path, capsys):
+    assert prepare("pascal", tmp_path / "VOC2012")
+    (tmp_path / "VOC2012/JPEGImages/e1.jpg").unlink()
+    assert not verify("pascal", tmp_path / "VOC2012")
+    assert "JPEGImages/e1.jpg: listed but not there; move" in capsys.readouterr().out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Labels 0, 1 and 9 in equal parts; an image that is stored on its side."""
+    root = tmp_path / "mine"
+    files = {f"images/train/{i}.jpg": _image() for i in range(10)}
+    files |= {f"labels/train/{i}.png": _labels([0, 1, 9]) for i in range(10)}
+    _write(root, files | {"images/train/5.jpg": _image(SIZE[::-1], turned=True), "classes.txt": b"sky\nroad\n"})
+    return root
+
+
+def test_a_folder_shows_its_classes_shares(folder, capsys):
+    assert verify("folder", folder, ignore=[9])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["train", "10", "-", "10", "0"] in lines
+    assert ["sky", "33.33"] in lines and ["road", "33.33"] in lines and ["not", "counted", "33.33"] in lines
+
+
+def test_a_sample_is_spread_evenly_and_all_are_all(folder, monkeypatch, capsys):
+    monkeypatch.setattr(module, "SAMPLE", 5)
+    _write(folder, {"labels/train/1.png": _labels([7])})
+    assert verify("folder", folder, ignore=[9])  # it reads 0, 2, 4, 6 and 8
+    assert not verify("folder", folder, ignore=[9], all_labels=True)
+    _write(folder, {"labels/train/1.png": _labels([0], (3, 3))})
+    assert not verify("folder", folder, ignore=[9])  # sizes are compared for all
+    assert "3x3" in capsys.readouterr().out
+
+
+def test_many_problems_are_counted(folder, capsys):
+    assert not verify("folder", folder)
+    out = capsys.readouterr().out
+    assert out.count("holds the label 9, but mine has 2 classes") == 5 and "… and 5 more of train" in out
+
+
+def test_a_folder_needs_a_root_with_its_layout(tmp_path):
+    with pytest.raises(UserError, match="folder: give --root DIR; the layout is DIR/images/SPLIT"):
+        verify("folder")
+    with pytest.raises(UserError, match=rf"{tmp_path} has no folder images/SPLIT; the layout"):
+        verify("folder", tmp_path)
+
+
+def test_camvid_is_well(test_data, monkeypatch, capsys):
+    if not (test_data / "camvid").is_dir():
+        pytest.skip(f"no camvid in {test_data}; set SIGLIP2_DENSE_TEST_DATA")
+    monkeypatch.setattr(module, "SAMPLE", 101)
+    assert verify("folder", test_data / "camvid", ignore=[11])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["train", "367", "-", "101", "0"] in lines
+    val = {line[0]: float(line[-1]) for line in lines if line and line[0] in ("road", "car")}
+    assert val == {"road": 28.95, "car": 1.75}  # all of val were read; from its README

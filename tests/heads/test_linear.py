@@ -1,0 +1,70 @@
+"""The linear head and what heads share, by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from siglip2_dense import FrozenEncoder, LinearHead
+from siglip2_dense.errors import UserError
+from siglip2_dense.heads.joining import join
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return FrozenEncoder("test_vit", weights="random")
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    return FrozenEncoder("tf_efficientnet_lite0", weights="random")
+
+
+def features(encoder, head, batch=2, size=(64, 96)):
+    images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return encoder.features(images, head.taps, pooled=True)
+
+
+def test_is_batch_norm_and_a_linear_layer_at_each_position(vit):
+    head = LinearHead(vit.facts, 5, layers=[2, 5])
+    seen = features(vit, head)
+    raw = head.train()(seen)
+    x = torch.cat([seen.maps[tap] for tap in head.taps], 1).permute(0, 2, 3, 1).reshape(-1, 128)
+    x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+    expected = F.linear(x, head.conv.weight[:, :, 0, 0], head.conv.bias).reshape(2, 4, 6, 5).permute(0, 3, 1, 2)
+    assert raw.shape == (2, 5, 4, 6) and (raw - expected).abs().max() < 1e-4
+    assert head.conv.bias.abs().sum() == 0 and 0.008 < head.conv.weight.std() < 0.012
+
+
+def test_pooled_vector_behind_each_map(vit, cnn):
+    """A class token is each tap's own; without one the encoder's vector is at every tap."""
+    head = LinearHead(vit.facts, 3, layers=[1, 5], pooled="concat")
+    seen = features(vit, head)
+    joined = join(seen, head.taps, vit.facts, head.stride, pooled=True)
+    assert joined.shape[1] == head.conv.in_channels == 4 * 64
+    for place, tap in enumerate(head.taps):
+        token = joined[:, 128 * place + 64 : 128 * place + 128]
+        assert torch.equal(token, seen.prefix[tap][:, 0, :, None, None].expand_as(token))
+    head = LinearHead(cnn.facts, 3, pooled="concat")
+    joined = join(features(cnn, head), head.taps, cnn.facts, head.stride, pooled=True)
+    assert joined.shape[1] == 320 + 1280 and head(features(cnn, head)).shape == (2, 3, 2, 3)
+
+
+def test_strides_are_joined_at_the_named_one(cnn):
+    head = LinearHead(cnn.facts, 3, layers=[2, 3, 4], stride=16)
+    seen = features(cnn, head)
+    fine, middle, coarse = (seen.maps[tap] for tap in head.taps)
+    joined = join(seen, head.taps, cnn.facts, 16, pooled=False)
+    assert torch.allclose(joined[:, :40], F.avg_pool2d(fine, 2), atol=1e-6)
+    assert torch.equal(joined[:, 40:152], middle)
+    assert torch.equal(joined[:, 152:], F.interpolate(coarse, scale_factor=2, mode="bilinear"))
+    assert LinearHead(cnn.facts, 3, layers=[2, 3, 4]).stride == 8
+    with pytest.raises(UserError, match="stride=14 does not divide 32"):
+        LinearHead(cnn.facts, 3, layers=[2, 3, 4], stride=14)
+    with pytest.raises(UserError, match="pooled="):
+        LinearHead(cnn.facts, 3, pooled="readout")
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 95)])
+def test_batch_of_one_and_odd_sizes(vit, size):
+    head = LinearHead(vit.facts, 2).eval()
+    assert head(features(vit, head, 1, size)).isfinite().all()
