@@ -69,6 +69,7 @@ def describe_encoder(facts: EncoderFacts, taps, pooled: bool, precision: str) ->
     kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters")
     return {
         **{key: known[key] for key in kept},
+        "blocks": facts.num_blocks,
         "pads_to": facts.multiple,
         "taps": [{"block": tap.block, "norm": tap.norm} for tap in taps],
         "pooled": facts.pooled if pooled else "none",

@@ -66,7 +66,9 @@ def test_imports_follow_the_arrows(path):
 def test_only_resample_interpolates_and_only_the_command_line_reads_argv(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
-            if node.attr in ("interpolate", "grid_sample") or (node.attr == "resize" and ast.unparse(node) == "cv2.resize"):
+            if node.attr in ("interpolate", "grid_sample") or (
+                node.attr == "resize" and ast.unparse(node) == "cv2.resize"
+            ):
                 assert room(path) == "resample", ast.unparse(node)
             if ast.unparse(node) == "sys.argv":
                 assert room(path) in ("cli", "benchmark")

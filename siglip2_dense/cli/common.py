@@ -118,7 +118,7 @@ def check_override(config, key: str) -> None:
             inner = node.get(here)
         else:
             raise UserError(f"--cfg-options {key}: {place} is {node!r} and has no settings of its own.")
-        if not rest:
+        if not rest or inner is None:  # nothing there yet: what is built will judge what it is given
             return
         place, node = f"{place}.{here}" if place else here, inner
         here, *rest = rest

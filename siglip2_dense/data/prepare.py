@@ -67,11 +67,11 @@ def add_sbd(archive: Path, root: Path) -> None:
     listed = set()
     with open_tar(archive) as tar:
         for member in tar:
-            folder, name = PurePosixPath(member.name).parts[-2:] if "/" in member.name else ("", member.name)
-            mask = root / "SegmentationClassAug" / f"{PurePosixPath(name).stem}.png"
-            if folder == "dataset" and name in ("train.txt", "val.txt"):
+            path = PurePosixPath(member.name)
+            mask = root / "SegmentationClassAug" / f"{path.stem}.png"
+            if path.parent.name == "dataset" and path.name in ("train.txt", "val.txt"):
                 listed |= set(tar.extractfile(member).read().decode().split())
-            elif folder == "cls" and name.endswith(".mat") and not mask.exists():
+            elif path.parent.name == "cls" and path.suffix == ".mat" and not mask.exists():
                 _write_mask(mask, tar.extractfile(member).read())
     if not listed:
         raise UserError(f"{archive} has no lists dataset/train.txt and val.txt; it is another archive, fetch SBD's.")

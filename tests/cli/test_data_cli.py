@@ -23,11 +23,11 @@ val_dataloader = dict(dataset=dict(
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images whose left half is white and class 0, the right half black and class 1."""
+    """Four images whose left half is white and class 0, the right half black and class 1."""
     root = tmp_path / "mine"
     pixels = np.zeros((256, 300, 3), np.uint8)
     pixels[:, :150] = 255
-    for i in range(3):
+    for i in range(4):
         for kind, array in (("images", pixels), ("labels", (pixels[..., 0] == 0).astype(np.uint8))):
             path = root / kind / "train" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,12 @@ def test_a_bare_set_is_drawn_without_transforms(folder, tmp_path, capsys):
     drawn = _show(capsys, "folder", "--root", folder, "--count", 1, "--out", tmp_path / "a.png")
     image = _picture(drawn, 0, (256, 300))
     assert (image[:, :150] == 255).all() and (image[:, 150:] == 0).all()
+
+
+def test_samples_are_spread_over_the_split(folder, tmp_path, capsys):
+    main(["show", "folder", "--root", str(folder), "--count", "2", "--out", str(tmp_path / "a.png")])
+    assert [Path(line).name for line in capsys.readouterr().out.splitlines()[1:]] == ["0.png", "2.png"]
+    assert _show(capsys, "folder", "--root", folder, "--count", 9, "--out", tmp_path / "a.png").shape[0] > 2 * 256
 
 
 def test_a_config_is_drawn_after_its_transforms(config, tmp_path, capsys):

@@ -164,7 +164,8 @@ WRITERS = {"a.zip": _write_zip, "a.tar": _write_tar, "a.tgz": _write_tar}
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_folder_of_an_archive_takes_the_name(tmp_path, name):
     WRITERS[name](tmp_path / name, {"top/set/one/a.txt": b"a", "top/set/b.txt": b"b", "top/readme": b"r"})
-    (tmp_path / ".mine.unpacking/set/old").mkdir(parents=True)  # left by a kill
+    (tmp_path / ".mine.unpacking/top/set").mkdir(parents=True)  # left by a kill
+    (tmp_path / ".mine.unpacking/top/set/old.txt").touch()
     unpack(tmp_path / name, tmp_path / "mine", "top/set")
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert found == [name, "mine/b.txt", "mine/one/a.txt"] and _names(tmp_path) == [name, "mine"]

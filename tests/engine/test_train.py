@@ -54,7 +54,9 @@ def test_testing_the_head_gives_the_numbers_of_training(tiny, tmp_path):
     again = json.loads((tmp_path / "again.json").read_text())
     for key in ("metrics", "per_class", "intervals", "encoder", "data"):
         assert again[key] == record[key]
-    assert not first_difference({**record["protocol"], "peak_learning_rate": 0}, {**again["protocol"], "peak_learning_rate": 0})
+    assert not first_difference(
+        {**record["protocol"], "peak_learning_rate": 0}, {**again["protocol"], "peak_learning_rate": 0}
+    )
 
 
 def test_the_encoder_is_swapped_by_one_word_and_its_head_refused_elsewhere(tiny, tmp_path):

@@ -72,9 +72,7 @@ def test_several_heads_share_one_pass():
     assert set(predictions) == set(heads)
     raw = model(**batch(one))["raw"]
     alone = DenseProbe({"raw": heads["raw"]}, encoder=ENCODER).eval()
-    alone.heads.load_state_dict(
-        {k: v for k, v in model.heads.state_dict().items() if k.startswith("raw.")}
-    )
+    alone.heads.load_state_dict({k: v for k, v in model.heads.state_dict().items() if k.startswith("raw.")})
     assert torch.allclose(alone(**batch(one))["raw"], raw, atol=1e-6)
 
 

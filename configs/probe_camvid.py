@@ -1,0 +1,24 @@
+"""CamVid road scenes: a linear head on a frozen encoder, in minutes on two CPU cores.
+
+    python tools/train.py configs/probe_camvid.py
+    python tools/test.py configs/probe_camvid.py work_dirs/probe_camvid_efficientnet-lite0/head.safetensors
+
+15 epochs of 367 images. The validation images come from a sequence that is also in the training set; the test images
+are the harder and more honest ones.
+"""
+
+_base_ = ["_base_/runtime.py", "_base_/camvid.py"]
+
+model = dict(
+    type="DenseProbe",
+    encoder=dict(type="FrozenEncoder", name="efficientnet-lite0"),
+    heads=dict(
+        segmentation=dict(
+            head=dict(type="LinearHead", layers=[2, 3, 4], norm=False, stride=16),
+            task=dict(type="Segmentation"),
+            optim=dict(type="AdamW", lr=1e-3, weight_decay=1e-3),
+        )
+    ),
+)
+train_cfg = dict(max_iters=690, val_interval=690, save_interval=115)
+param_scheduler = [dict(type="OneCycleLR", eta_max=1e-3, total_steps=690, by_epoch=False)]

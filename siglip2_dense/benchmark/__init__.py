@@ -1,0 +1,1 @@
+"""What ``tools/benchmark.py`` measures: one module a name, each with ``run(quick) -> figures``."""

@@ -1,0 +1,24 @@
+"""Measure what the documentation claims: both sides of a ratio in one run, interleaved, medians."""
+
+from __future__ import annotations
+
+import argparse
+
+NAMES = ("camvid", "encoder", "evaluate")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--quick", action="store_true", help="the same ratios on less work, within a minute")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures and the machine they are from")
+    arguments = parser.parse_args(argv)
+
+    from importlib import import_module
+
+    from siglip2_dense.benchmark import measure
+
+    figures = import_module(f"siglip2_dense.benchmark.{arguments.name}").run(arguments.quick)
+    print(measure.table(figures))
+    if arguments.json:
+        measure.write(figures, arguments.json)
