@@ -1,8 +1,8 @@
 """Evaluation with sliding windows against mmsegmentation's: time, memory, and the same predictions and scores.
 
 Both sides get the same windows, the same head and the same labels, and predict and count one image. Ours never builds
-the map of all classes at the size of the image. The first comparison leaves the encoder out (the feature maps are ready),
-so that it shows what follows it; the second has a ViT-B/16 of random weights on both sides.
+the map of all classes at the size of the image. The first comparison leaves the encoder out (the feature maps are
+ready), so that it shows what follows it; the second has a ViT-B/16 of random weights on both sides.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Theirs:
     """The same with mmsegmentation: ``EncoderDecoder`` in slide mode, and ``IoUMetric``."""
 
     def __init__(self, case: Case):
+        from mmengine import ConfigDict
         from mmseg.evaluation.metrics import IoUMetric
         from mmseg.models.decode_heads.decode_head import BaseDecodeHead
         from mmseg.models.segmentors import EncoderDecoder
@@ -117,9 +118,9 @@ class Theirs:
         self.model = EncoderDecoder(
             backbone=dict(type="BenchmarkBackbone"),
             decode_head=dict(type="BenchmarkHead", **sizes),
-            test_cfg=dict(mode="slide", crop_size=(CROP, CROP), stride=(STRIDE, STRIDE)),
+            test_cfg=ConfigDict(mode="slide", crop_size=(CROP, CROP), stride=(STRIDE, STRIDE)),
         ).eval()
-        self.metric = IoUMetric(ignore_index=IGNORE)
+        self.metric = IoUMetric(ignore_index=IGNORE, prefix="mmseg")
         self.metric.dataset_meta = {"classes": tuple(map(str, range(case.classes)))}
         self.case, self.sample = case, SegDataSample
         self.meta = dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE, padding_size=[0] * 4)
@@ -136,9 +137,8 @@ class Theirs:
         """As ``compute_metrics``, which rounds to two places."""
         areas = [sum(area) for area in zip(*self.metric.results, strict=True)]
         scores = self.metric.total_area_to_metrics(*areas)
-        return {
-            name if name == "aAcc" else f"m{name}": 100 * float(np.nanmean(value)) for name, value in scores.items()
-        }
+        means = {name: 100 * float(np.nanmean(values)) for name, values in scores.items()}
+        return {"mIoU": means["IoU"], "mAcc": means["Acc"], "aAcc": means["aAcc"]}
 
 
 def memory(side: str, classes: int) -> int:

@@ -8,11 +8,10 @@ rows at a time and keeps only the best class; ``blended_logits`` is the same com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,23 +69,42 @@ def argmax_map(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
     axes = zip(pieces, geometry.resized, geometry.original, (step, TILE), strict=True)
     # weights (blocks, step, k) and (tiles, TILE, k), with the cells (blocks, k) and (tiles, k) that they belong to
     (rows, row_cells), (columns, column_cells) = ((t.to(device) for t in _axis(*axis)) for axis in axes)
-    scores = cells.new_empty(len(columns), TILE, step * classes)
     labels = torch.empty(len(columns) * TILE, len(rows) * step, dtype=torch.int64, device=device)
-    with torch.autocast(device.type, enabled=False), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for block in range(len(rows)):
-            strip = rows[block] @ cells.index_select(0, row_cells[block]).flatten(1)  # (step, w * K)
-            strip = strip.view(step, -1, classes).transpose(0, 1).index_select(0, column_cells.flatten())
-            torch.bmm(columns, strip.view(len(columns), -1, step * classes), out=scores)
-            labels[:, block * step : (block + 1) * step] = _argmax(scores.view(-1, step, classes), pool)
+    todo = iter(range(len(rows)))
+
+    @torch.inference_mode()
+    def work() -> None:
+        scores = torch.empty(len(columns), TILE, step * classes, device=device)
+        with torch.autocast(device.type, enabled=False):
+            for block in todo:
+                strip = rows[block] @ cells.index_select(0, row_cells[block]).flatten(1)  # (step, w * K)
+                strip = strip.view(step, -1, classes).transpose(0, 1).index_select(0, column_cells.flatten())
+                torch.bmm(columns, strip.view(len(columns), -1, step * classes), out=scores)
+                labels[:, block * step : (block + 1) * step] = _argmax(scores.view(-1, step, classes))
+
+    _in_threads(work) if device.type == "cpu" else work()
     return labels[:width, :height].T.contiguous()
 
 
-def _argmax(scores: Tensor, pool: ThreadPoolExecutor) -> Tensor:
-    """``scores.argmax(-1)``; on a CPU by numpy, which is several times faster over the last axis and frees the GIL."""
-    if scores.device.type != "cpu":
-        return scores.argmax(-1)
-    parts = pool.map(lambda part: part.argmax(-1), np.array_split(scores.numpy(), torch.get_num_threads()))
-    return torch.from_numpy(np.concatenate(list(parts)))
+def _argmax(scores: Tensor) -> Tensor:
+    """``scores.argmax(-1)``; on a CPU by numpy, which is several times faster over the last axis."""
+    return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
+
+
+def _in_threads(work: Callable[[], None]) -> None:
+    """Run ``work`` in as many threads as torch may use, each computing alone.
+
+    Blocks are small: were each shared among torch's own threads, these would wait for each other at every operation,
+    for a hundred times as long as they compute when another process takes one of the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # new threads begin with this
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(work) for _ in range(threads)]:
+                done.result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _place(geometry: Geometry) -> Box:
