@@ -1,7 +1,7 @@
 """Every interpolation of the package, by what is interpolated.
 
 Centres of pixels and cells are at half-integer coordinates throughout (``align_corners=False``). No other module calls
-``interpolate`` or ``cv2.resize``: a map of classes must not be blended, and scores must not be blended in half precision.
+``interpolate`` or ``cv2.resize``: classes must not be blended, and scores not in half precision.
 """
 
 from __future__ import annotations

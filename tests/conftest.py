@@ -58,7 +58,11 @@ val_dataloader = dict(
     batch_size=2,
     num_workers=0,
     dataset=dict(
-        type="GeneratedScenes", split="val", length=7, size=(48, 64), transforms=[dict(type="ResizeShortSide", short=56)]
+        type="GeneratedScenes",
+        split="val",
+        length=7,
+        size=(48, 64),
+        transforms=[dict(type="ResizeShortSide", short=56)],
     ),
 )
 train_cfg = dict(max_iters=12, val_interval=6, save_interval=3)

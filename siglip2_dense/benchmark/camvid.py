@@ -1,4 +1,4 @@
-"""A real data set end to end: linear probes on CamVid, each encoder pretrained against the same one with random weights.
+"""A real data set end to end: linear probes on CamVid, pretrained encoders against the same ones with random weights.
 
 Needs ``camvid/`` and ``weights/`` in the folder that SIGLIP2_DENSE_TEST_DATA names.
 """

@@ -7,87 +7,98 @@ ready), so that it shows what follows it; the second has a ViT-B/16 of random we
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from siglip2_dense.benchmark.measure import figure, in_own_process, interleave, milliseconds, peak_increase, ratio
-from siglip2_dense.contracts import IGNORE, Box, Geometry
-from siglip2_dense.metrics.segmentation import SegmentationMetric
-from siglip2_dense.tasks.windows import argmax_map, window_boxes
+from siglip2_dense.contracts import IGNORE, EncoderFacts, Features, Geometry, Sample
+from siglip2_dense.encoders import FrozenEncoder
+from siglip2_dense.models import DenseProbe
+from siglip2_dense.models.windows import window_boxes
 
 SIZE, CROP, STRIDE, PATCH = (512, 683), 512, 341, 16  # an ADE20K image with its short side at 512
 VIT = "vit_base_patch16_siglip_256"
 
 
 class ReadyMaps(nn.Module):
-    """An encoder that costs nothing: one map for each window, in turn."""
+    """An encoder that costs nothing: one map of 64 channels for each window, in turn."""
 
-    def __init__(self, windows: int, width: int = 64):
-        super().__init__()
-        self.maps = torch.randn(windows, width, CROP // PATCH, CROP // PATCH)
-        self.next, self.width = 0, width
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        first, self.next = self.next, (self.next + len(pixels)) % len(self.maps)
-        return self.maps[first : first + len(pixels)]
-
-
-class Vit(nn.Module):
-    """The last map of a timm model with random weights."""
+    precision = "fp32"
 
     def __init__(self):
         super().__init__()
-        import timm
+        self.facts = EncoderFacts(
+            name="ready maps", fingerprint="", widths=(64,), strides=(PATCH,), prefix=(), pooled="mean",
+            pooled_width=64, final_norm=False, mean=(0.5,) * 3, std=(0.5,) * 3, native_grid=None, position_kernel=None, parameters=0,
+        )  # fmt: skip
+        self.maps = torch.randn(len(window_boxes(SIZE, CROP, STRIDE)), 64, CROP // PATCH, CROP // PATCH)
+        self.geometry = Geometry((CROP, CROP), (0, 0, CROP, CROP), (CROP, CROP), (CROP, CROP), (CROP, CROP))
+        self.next = 0
 
-        self.model = timm.create_model(VIT, pretrained=False, dynamic_img_size=True, num_classes=0)
-        self.width = self.model.num_features
+    def take(self, count: int) -> Tensor:
+        first, self.next = self.next, (self.next + count) % len(self.maps)
+        return self.maps[first : first + count]
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0]
+    def features(self, images, taps, canvas=None, pooled=False) -> Features:
+        return Features(dict.fromkeys(taps, self.take(len(images))), (self.geometry,) * len(images))
+
+    def bare(self, pixels: Tensor) -> Tensor:
+        """The same for mmsegmentation."""
+        return self.take(len(pixels))
+
+
+class Vit(FrozenEncoder):
+    """A ViT-B/16 with random weights; mmsegmentation gets timm's own."""
+
+    def __init__(self):
+        super().__init__(VIT, weights="random")
+
+    def bare(self, pixels: Tensor) -> Tensor:
+        return self.tower.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0]
 
 
 @dataclass
 class Case:
-    """What both sides evaluate."""
+    """What both sides evaluate: a probe, an image and its labels."""
 
-    classes: int
-    encoder: nn.Module
-    head: nn.Module
-    image: Tensor = field(default_factory=lambda: torch.randn(1, 3, *SIZE))
-    boxes: list[Box] = field(default_factory=lambda: window_boxes(SIZE, CROP, STRIDE))
-    labels: Tensor = field(init=False)
+    probe: DenseProbe
+    image: Tensor  # (3, H, W) uint8
+    labels: Tensor
 
-    def __post_init__(self):
-        patches = torch.randint(IGNORE, self.classes, (SIZE[0] // 32 + 1, SIZE[1] // 32 + 1))
-        self.labels = patches.repeat_interleave(32, 0).repeat_interleave(32, 1)[: SIZE[0], : SIZE[1]].contiguous()
+    @property
+    def classes(self) -> int:
+        return self.probe.tasks["segmentation"].channels
 
 
 def make_case(classes: int, vit: bool = False) -> Case:
     torch.manual_seed(0)
-    encoder = Vit() if vit else ReadyMaps(len(window_boxes(SIZE, CROP, STRIDE)))
-    head = nn.Sequential(nn.BatchNorm2d(encoder.width), nn.Conv2d(encoder.width, classes, 1))
-    nn.init.uniform_(head[0].running_mean, -0.1, 0.1)
-    return Case(classes, encoder.eval(), head.eval())
+    task = dict(type="Segmentation", classes=[f"class {k}" for k in range(classes)])
+    probe = DenseProbe(
+        dict(segmentation=dict(head=dict(type="LinearHead", norm=vit), task=task)),
+        encoder=Vit() if vit else ReadyMaps(),
+        inference=dict(mode="slide", crop=CROP, stride=STRIDE),
+    )
+    nn.init.uniform_(probe.heads["segmentation"].bn.running_mean, -0.1, 0.1)
+    patches = torch.randint(IGNORE, classes, (SIZE[0] // 32 + 1, SIZE[1] // 32 + 1))
+    labels = patches.repeat_interleave(32, 0).repeat_interleave(32, 1)[: SIZE[0], : SIZE[1]].contiguous()
+    return Case(probe.eval(), torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8), labels)
 
 
 class Ours:
     """Predict and count with this package."""
 
     def __init__(self, case: Case):
-        self.case, self.metric = case, SegmentationMetric(case.classes)
+        self.case = case
+        self.sample = Sample(original_size=SIZE)
 
-    @torch.no_grad()
     def __call__(self) -> None:
-        case = self.case
-        pixels = torch.cat([case.image[:, :, y : y + h, x : x + w] for y, x, h, w in case.boxes])
-        raw = case.head(case.encoder(pixels))
-        window = Geometry((CROP, CROP), (0, 0, CROP, CROP), (CROP, CROP), SIZE, SIZE)
-        geometry = [replace(window, window=box) for box in case.boxes]
-        self.prediction = argmax_map(list(zip(raw, geometry, strict=True)))
-        self.metric.update(self.prediction, case.labels, index=0)
+        (found,) = self.case.probe([self.case.image], [self.sample], mode="predict")
+        self.prediction = found["segmentation"]
+        self.metric = self.case.probe.tasks["segmentation"].metric()
+        self.metric.update(self.prediction, self.case.labels, index=0)
 
     def scores(self) -> dict[str, float]:
         return self.metric.compute()
@@ -104,13 +115,15 @@ class Theirs:
         from mmseg.registry import MODELS
         from mmseg.structures import SegDataSample
 
+        head = case.probe.heads["segmentation"]
+
         class Backbone(nn.Module):
             def forward(self, pixels):
-                return (case.encoder(pixels),)
+                return (case.probe.encoder.bare(pixels),)
 
         class Head(BaseDecodeHead):
             def forward(self, features):
-                return case.head(features[0])
+                return head.conv(head.bn(features[0]))
 
         for part in (Backbone, Head):
             MODELS.register_module(name=f"Benchmark{part.__name__}", module=part, force=True)
@@ -123,11 +136,12 @@ class Theirs:
         self.metric = IoUMetric(ignore_index=IGNORE, prefix="mmseg")
         self.metric.dataset_meta = {"classes": tuple(map(str, range(case.classes)))}
         self.case, self.sample = case, SegDataSample
+        self.pixels = (case.image[None].float() / 255 - 0.5) / 0.5  # as the encoder of either case normalises them
         self.meta = dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE, padding_size=[0] * 4)
 
     @torch.no_grad()
     def __call__(self) -> None:
-        (sample,) = self.model.predict(self.case.image, [self.sample(metainfo=dict(self.meta))])
+        (sample,) = self.model.predict(self.pixels, [self.sample(metainfo=dict(self.meta))])
         self.prediction = sample.pred_sem_seg.data[0]
         counted = dict(pred_sem_seg=dict(data=self.prediction), gt_sem_seg=dict(data=self.case.labels))
         self.metric.results.clear()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from siglip2_dense.engine.configs import find_config
 from siglip2_dense.errors import UserError, nearest
 
 
@@ -42,26 +43,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="settings to change, e.g. train_cfg.max_iters=100",
-    )
-
-
-def config_folder() -> Path:
-    """Where the configs are: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def find_config(name: str) -> Path:
-    """A path as it is, else the config of that name, with or without ``.py``."""
-    if Path(name).is_file():
-        return Path(name)
-    folder = config_folder()
-    found = folder / Path(name).with_suffix(".py").name
-    if found.is_file() and Path(name).parent in (Path("."), Path("configs")):
-        return found
-    known = [path.stem for path in folder.glob("*.py")]
-    raise UserError(
-        f"config {name!r} is neither a file nor one of ours: {nearest(Path(name).stem, known, ', '.join(known))}"
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from siglip2_dense.cli.common import config_folder, find_config, load_config
+from siglip2_dense.cli.common import load_config
+from siglip2_dense.engine.configs import config_folder, find_config
 from siglip2_dense.errors import UserError, nearest
 
 EXAMPLES = """examples:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from siglip2_dense.contracts import Box, EncoderFacts, Features, Geometry, Sample, Size
 from siglip2_dense.errors import UserError, nearest
+from siglip2_dense.models.windows import window_boxes
 from siglip2_dense.registry import MODELS, TASKS, build
 
 WINDOWS_PER_PASS = 16
@@ -128,8 +129,6 @@ class DenseProbe(BaseModel):
         return [{name: self.tasks[name].predict(windows) for name, windows in image.items()} for image in found]
 
     def _windows(self, size: Size) -> list[Box]:
-        from siglip2_dense.tasks.windows import window_boxes
-
         if self.inference["mode"] == "whole":
             return [(0, 0, *size)]
         return window_boxes(size, self.inference["crop"], self.inference["stride"])

@@ -16,27 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siglip2_dense.contracts import Box, Geometry, Size
+from siglip2_dense.contracts import Box, Geometry
 from siglip2_dense.resample import bilinear_weights, resize_logits
 
 TILE = 16  # columns that share their cells: wider tiles meet more cells, narrower ones copy more
-CPU_BUFFER, GPU_BUFFER = 2**23, 2**28  # bytes of logits at a time; 8 MiB stay in a processor's last cache
+CPU_BUFFER, GPU_BUFFER = 2**22, 2**28  # bytes of logits at a time and thread: 4 MiB stay in a core's caches
 
 Pieces = tuple[tuple[int, int, int, int, int], ...]
 """Of each window along one axis: cells, padded size, start of the box in it, place in the image, length."""
-
-
-def window_boxes(size: Size, crop: int | Size, stride: int | Size) -> list[Box]:
-    """Windows of an image of ``size``, row by row: the last of each axis is moved back inside.
-
-    A side shorter than the crop is taken whole. Source: ``EncoderDecoder.slide_inference`` of mmsegmentation.
-    """
-    crop, stride = ((value, value) if isinstance(value, int) else value for value in (crop, stride))
-    tops, lefts = (
-        [max(min(start, length - side), 0) for start in range(0, max(length - side + step - 1, 0) + 1, step)]
-        for length, side, step in zip(size, crop, stride, strict=True)
-    )
-    return [(top, left, min(crop[0], size[0]), min(crop[1], size[1])) for top in tops for left in lefts]
 
 
 def blended_logits(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
@@ -53,7 +40,6 @@ def blended_logits(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
     return resize_logits((total / count)[None], geometry.original)[0]
 
 
-@torch.no_grad()
 def argmax_map(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
     """(H, W) int64: the best class of each pixel of one image at its original size.
 
@@ -95,7 +81,7 @@ def _in_threads(work: Callable[[], None]) -> None:
     """Run ``work`` in as many threads as torch may use, each computing alone.
 
     Blocks are small: were each shared among torch's own threads, these would wait for each other at every operation,
-    for a hundred times as long as they compute when another process takes one of the cores.
+    for many times as long as they compute when another process takes one of the cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # new threads begin with this

@@ -9,7 +9,7 @@ from siglip2_dense.contracts import IGNORE
 Colour = tuple[int, int, int]
 """(red, green, blue), 0-255."""
 
-IGNORE_COLOUR: Colour = (128, 128, 128)
+IGNORE_COLOUR: Colour = (255, 255, 255)  # in no VOC-like colour map, unlike the greys
 
 
 def palette(num_classes: int) -> list[Colour]:
@@ -26,7 +26,7 @@ def palette(num_classes: int) -> list[Colour]:
 
 
 def colour_labels(labels: np.ndarray, palette: list[Colour]) -> np.ndarray:
-    """(H, W) integer classes -> (H, W, 3) uint8; IGNORE is mid grey.
+    """(H, W) integer classes -> (H, W, 3) uint8; IGNORE is white.
 
     Raises ValueError for a class without a colour.
     """

@@ -26,7 +26,7 @@ def test_palette_is_that_of_pascal_voc():
 def test_colours_by_hand():
     assert colour_labels(np.array([[0, 3], [IGNORE, 1]]), COLOURS).tolist() == [
         [[0, 0, 200], [200, 200, 0]],
-        [[128, 128, 128], [200, 0, 0]],
+        [[255, 255, 255], [200, 0, 0]],
     ]
     assert colour_labels(np.array([[0]], np.int64), COLOURS).dtype == np.uint8
 

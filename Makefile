@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: venv demo test lint docs
+
+venv: $(READY)
+
+# The interpreter takes the name .venv's stamp only when everything is installed: an interrupted install starts again.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev]'
+	touch $(READY)
+
+demo: venv
+	$(BIN)/python tools/train.py configs/probe_demo.py --work-dir work_dirs/demo
+	@echo "numbers: work_dirs/demo/results.json   pictures: work_dirs/demo/pictures/"
+
+test: venv
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: venv
+	$(BIN)/python -m siglip2_dense.benchmark.pages docs

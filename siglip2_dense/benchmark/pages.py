@@ -1,0 +1,41 @@
+"""Writes docs/results.md and docs/performance.md from the figures that the benchmarks left in docs/figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from siglip2_dense.files import write_text
+
+PAGES = {
+    "results.md": ("Results", "What trained heads score on real data.", ("camvid",)),
+    "performance.md": ("Performance", "Time and memory, both sides of each ratio in one run.", ("encoder", "evaluate")),
+}
+
+
+def page(title: str, lead: str, names: tuple[str, ...], figures: Path) -> str:
+    """Markdown of one page; a benchmark without figures is named as not yet measured."""
+    lines = [f"# {title}", "", f"{lead} Written by `make docs` from `docs/figures/`; nothing here is typed."]
+    for name in names:
+        lines += ["", f"## {name}", "", f"`python tools/benchmark.py {name} --json docs/figures/{name}.json`", ""]
+        path = figures / f"{name}.json"
+        if not path.is_file():
+            lines.append("Not measured yet.")
+            continue
+        found = json.loads(path.read_text())
+        lines += ["| figure | value | target | |", "|---|---|---|---|"]
+        for item in found["figures"]:
+            target = "" if item["target"] is None else f"{'≤' if item['better'] == 'lower' else '≥'} {item['target']:g}"
+            lines.append(f"| {item['name']} | {item['value']:.4g} | {target} | {item['detail']} |")
+        lines += ["", "Measured on: " + ", ".join(f"{key} {value}" for key, value in found["machine"].items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main(docs: str) -> None:
+    for name, (title, lead, names) in PAGES.items():
+        write_text(Path(docs) / name, page(title, lead, names, Path(docs) / "figures"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
