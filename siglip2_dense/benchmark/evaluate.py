@@ -32,7 +32,8 @@ class ReadyMaps(nn.Module):
         super().__init__()
         self.facts = EncoderFacts(
             name="ready maps", fingerprint="", widths=(64,), strides=(PATCH,), prefix=(), pooled="mean",
-            pooled_width=64, final_norm=False, mean=(0.5,) * 3, std=(0.5,) * 3, native_grid=None, position_kernel=None, parameters=0,
+            pooled_width=64, final_norm=False, mean=(0.5,) * 3, std=(0.5,) * 3, native_grid=None,
+            position_kernel=None, parameters=0,
         )  # fmt: skip
         self.maps = torch.randn(len(window_boxes(SIZE, CROP, STRIDE)), 64, CROP // PATCH, CROP // PATCH)
         self.geometry = Geometry((CROP, CROP), (0, 0, CROP, CROP), (CROP, CROP), (CROP, CROP), (CROP, CROP))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.dist import broadcast, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
@@ -59,9 +59,8 @@ class KeepHeads(Hook):
         runner.logger.info(f"resumed at step {runner.iter}")
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        torch.manual_seed(
-            hash((self.run.seed, runner.iter, get_rank())) % 2**63
-        )  # dropout too is a function of the step
+        # whatever a head draws, dropout say, is a function of the step
+        torch.manual_seed(hash((self.run.seed, runner.iter, get_rank())) % 2**63)
         for name, groups in runner.optim_wrapper.param_groups.items():
             self.notes["lr"][name] = max(self.notes["lr"].get(name, 0.0), *(group["lr"] for group in groups))
 
@@ -79,7 +78,8 @@ class KeepHeads(Hook):
             self._save(runner, step)
 
     def _stop_if_spoilt(self, step: int) -> None:
-        if not bool(self.spoilt):
+        finite = all(bool(p.isfinite().all()) for p in self.run.probe.heads.parameters())
+        if finite and not bool(self.spoilt):
             return
         kept = self.run.work_dir / HEAD
         state = f"the last good head is {kept}" if kept.is_file() else "no head had been saved yet"
@@ -87,6 +87,8 @@ class KeepHeads(Hook):
 
     def _evaluate(self, runner, step: int, last: bool) -> None:
         run = self.run
+        for buffer in run.probe.heads.buffers():
+            broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
         pictures = None
         if last:
             pictures = Pictures(run.probe, run.val_data, run.work_dir / "pictures", run.config.get("pictures", 0))
