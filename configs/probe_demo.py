@@ -30,9 +30,9 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=8, num_workers=1, dataset=dict(type="GeneratedScenes", split="val", length=60, size=(192, 256))
 )
-train_cfg = dict(max_iters=200, val_interval=100)
+train_cfg = dict(max_iters=120, val_interval=60)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, begin=0, end=20, by_epoch=False),
-    dict(type="CosineAnnealingLR", T_max=200, eta_min=0.0, begin=0, end=200, by_epoch=False),
+    dict(type="CosineAnnealingLR", T_max=120, eta_min=0.0, begin=0, end=120, by_epoch=False),
 ]
 log_interval = 20

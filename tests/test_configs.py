@@ -30,7 +30,7 @@ def test_none_is_missed():
 @pytest.mark.parametrize("name", NAMES)
 def test_config(name, tmp_path):
     text = (CONFIGS / f"{name}.py").read_text()
-    assert text.startswith('"""') and f"tools/train.py configs/{name}.py" in text or "make demo" in text
+    assert (text.startswith('"""') and f"tools/train.py configs/{name}.py" in text) or "make demo" in text
     config = load(name)
     check_keys(config)
     config.dump(tmp_path / "dumped.py")

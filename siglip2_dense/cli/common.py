@@ -17,7 +17,8 @@ def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None)
     try:
         verb(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # one from a loader's worker process arrives inside the text of its traceback
+        print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -117,6 +117,13 @@ def test_layers_by_rule(depth, last, last4, even4):
             facts.blocks(wrong)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (1024, 1024), (2048, 96)])
+def test_small_and_large_images(size):
+    encoder = FrozenEncoder("test_vit", weights="random")
+    (found,) = encoder(images(1, 3, *size))
+    assert found.shape[-2:] == (size[0] // 16, size[1] // 16) and found.isfinite().all()
+
+
 @pytest.mark.parametrize("height", [16, 17, 31, 33, 160])
 @pytest.mark.parametrize("width", [16, 30, 161])
 def test_any_size_is_padded_to_the_smallest_multiple_with_the_mean_colour(height, width):

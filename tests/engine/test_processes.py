@@ -61,6 +61,73 @@ def test_two_ranks_train_alike_and_count_seven_images_once(tiny, tool, tmp_path)
         assert again[key] == record[key]
 
 
+RANK_SCRIPT = """
+import sys
+from pathlib import Path
+from siglip2_dense.cli import train
+from siglip2_dense.encoders.frozen import FrozenEncoder
+from siglip2_dense.encoders.weights import fingerprint
+import torch.distributed as dist
+
+built = []
+initialise = FrozenEncoder.__init__
+def remember(self, *arguments, **options):
+    initialise(self, *arguments, **options)
+    built.append((self, fingerprint(self.tower)))
+FrozenEncoder.__init__ = remember
+stop = dist.destroy_process_group
+def report():
+    (encoder, before), = built
+    Path(sys.argv[1], f"rank{dist.get_rank()}").write_text(f"{before} {fingerprint(encoder.tower)}")
+    stop()
+dist.destroy_process_group = report
+train.main(sys.argv[2:])
+"""
+
+
+def test_the_encoder_is_unchanged_on_every_rank(tiny, tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_SCRIPT)
+    command = [
+        sys.executable,
+        *TWO_RANKS,
+        script,
+        tmp_path,
+        tiny("train_cfg['max_iters'] = 2"),
+        "--launcher",
+        "pytorch",
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--work-dir", str(tmp_path / "run")],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {word for rank in (0, 1) for word in (tmp_path / f"rank{rank}").read_text().split()}
+    assert len(found) == 1
+
+
+def test_a_broken_image_is_named_from_inside_a_worker(tiny, tool, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "set" / kind / split).mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / "set" / "images" / split / "one.jpg")
+        Image.new("L", (64, 48)).save(tmp_path / "set" / "labels" / split / "one.png")
+    (tmp_path / "set" / "classes.txt").write_text("a\nb\n")
+    broken = tmp_path / "set" / "images" / "train" / "one.jpg"
+    broken.write_bytes(broken.read_bytes()[:400])
+    sets = [
+        f"{s}_dataloader['dataset'] = dict(type='ImageFolder', root='{tmp_path}/set', split='{s}')"
+        for s in ("train", "val")
+    ]
+    done = tool("train", tiny("\n".join(sets)), "--work-dir", tmp_path / "run")
+    last = done.stderr.strip().splitlines()[-1]
+    assert (
+        done.returncode == 1 and last.startswith("error: ") and str(broken) in last and "Traceback" not in done.stderr
+    )
+
+
 def test_errors_are_one_line_and_help_is_fast(tiny, tool, tmp_path):
     wrong = tool("train", tiny(), "--encoder", "siglip2-base-16-265")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
