@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 venv: $(READY)
 
-# The interpreter takes the name .venv's stamp only when everything is installed: an interrupted install starts again.
+# The stamp is written last, so that an interrupted install starts again.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -15,6 +15,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: venv
+	rm -rf work_dirs/demo
 	$(BIN)/python tools/train.py configs/probe_demo.py --work-dir work_dirs/demo
 	@echo "numbers: work_dirs/demo/results.json   pictures: work_dirs/demo/pictures/"
 

@@ -4,7 +4,8 @@
     python tools/test.py configs/probe_camvid.py work_dirs/probe_camvid_efficientnet-lite0/head.safetensors
 
 15 epochs of 367 images. The validation images come from a sequence that is also in the training set; the test images
-are the harder and more honest ones.
+are the harder and more honest ones. The layers are stages of a convolutional network; with a vision transformer give
+``--cfg-options model.heads.segmentation.head.layers=even4 model.heads.segmentation.head.stride=PATCH`` as well.
 """
 
 _base_ = ["_base_/runtime.py", "_base_/camvid.py"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from siglip2_dense.contracts import EncoderFacts
-from siglip2_dense.errors import UserError
+from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import atomic, load_tensors
 
 FORMAT = "siglip2_dense heads, version 1"
@@ -25,7 +25,7 @@ class HeadFile:
     tensors: dict[str, Tensor]  # "HEAD.parameter"
     encoder: EncoderFacts
     encoder_config: dict  # how the encoder was asked for: name, weights, precision, model_args
-    heads: dict[str, dict]  # per head: its config, its task's config with the classes
+    heads: dict[str, dict]  # per head: its config, its task's with the classes, what it reads of the encoder
     protocol: dict
     metrics: dict
     step: int
@@ -71,13 +71,17 @@ def read(path: str | Path) -> HeadFile:
     )
 
 
-def load_into(heads, facts: EncoderFacts, path: str | Path) -> HeadFile:
+def load_into(heads, described: dict, facts: EncoderFacts, content: HeadFile, path: str | Path) -> None:
     """Load a file's tensors into the probe's heads (an ``nn.ModuleDict``), on the encoder they were trained on.
 
-    Raises UserError when the file belongs to another encoder, or its heads are not these.
+    described: the heads as the config builds them, in the form of ``HeadFile.heads``.
+    Raises UserError when the file belongs to another encoder, its heads are others, or read or mean something else.
     """
-    content = read(path)
     check_encoder(content.encoder, facts, path)
+    saved, now = ({name: (one["reads"], one["task"].get("classes")) for name, one in side.items()}
+                  for side in (content.heads, json.loads(json.dumps(described))))  # fmt: skip
+    if difference := first_difference(saved, now, "heads", "in the file"):
+        raise UserError(f"{path} does not fit the config: {difference}; use the config it was trained with.")
     wanted = heads.state_dict()
     differing = sorted(set(wanted) ^ set(content.tensors))
     differing += [k for k in wanted if k in content.tensors and wanted[k].shape != content.tensors[k].shape]
@@ -87,7 +91,6 @@ def load_into(heads, facts: EncoderFacts, path: str | Path) -> HeadFile:
             f"{differing[0]}); use the config it was trained with."
         )
     heads.load_state_dict(content.tensors)
-    return content
 
 
 def check_encoder(trained_on: EncoderFacts, given: EncoderFacts, path: str | Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import resource
+import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,15 +29,17 @@ FIXED = {
 }  # what this package always does, written down so that other records can differ from it
 
 
-def protocol(config: dict, data: dict, world: int, synchronised_norm: bool) -> dict:
+def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_norm: bool) -> dict:
     """The knobs that are not the encoder's. Records may stand in one column only where these agree.
 
-    config: the run's config as plain data. data: of the training set, as ``describe_data`` gives it.
+    config: the run's config as plain data. heads: with their classes. data: of the training set, as ``describe_data``
+    gives it.
     """
     train, model = config["train_dataloader"], config["model"]
     return {
         **FIXED,
-        "heads": model["heads"],
+        # what a head reads of an encoder, in blocks, is the encoder's; the rule that named them is the protocol's
+        "heads": {name: {k: v for k, v in parts.items() if k != "reads"} for name, parts in heads.items()},
         "canvas": model.get("canvas"),
         "inference": model.get("inference", {"mode": "whole"}),
         "optimisation": {
@@ -64,20 +67,22 @@ def describe_data(dataset) -> dict:
     }
 
 
-def describe_encoder(facts: EncoderFacts, taps, pooled: bool, precision: str) -> dict:
+def describe_encoder(probe) -> dict:
+    facts: EncoderFacts = probe.facts
     known = facts.to_dict()
     kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters")
     return {
         **{key: known[key] for key in kept},
         "blocks": facts.num_blocks,
         "pads_to": facts.multiple,
-        "taps": [{"block": tap.block, "norm": tap.norm} for tap in taps],
-        "pooled": facts.pooled if pooled else "none",
-        "precision": precision,
+        "taps": [{"block": tap.block, "norm": tap.norm} for tap in probe.taps],
+        "pooled": facts.pooled if probe.pooled else "none",
+        "precision": probe.encoder.precision,
     }
 
 
-def describe_run(command: str, seed: int, seconds: float, images_per_second: float) -> dict:
+def describe_run(probe, command: str, seed: int, seconds: float, images_per_second: float) -> dict:
+    """images_per_second: of training steps, or of a test; seconds: of everything."""
     return {
         "command": command,
         "seed": seed,
@@ -85,9 +90,20 @@ def describe_run(command: str, seed: int, seconds: float, images_per_second: flo
         "images_per_second": round(images_per_second, 3),
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "device": device_name(),
+        "head_parameters": sum(p.numel() for p in probe.heads.parameters()),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "revision": revision(),
         "versions": versions(),
     }
+
+
+def revision() -> str | None:
+    """The commit of the checkout that the package runs from, with a mark when it was changed; none when installed."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def versions() -> dict:

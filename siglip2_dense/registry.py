@@ -41,11 +41,28 @@ def resolve(registry: Registry, name: str) -> type:
 
 
 def known_arguments(cls: type) -> set[str] | None:
-    """Names that ``cls`` accepts, or none where it accepts any (``**kwargs``)."""
-    parameters = inspect.signature(cls).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
+    """Names that ``cls`` accepts, itself or through ``**kwargs`` by its bases' constructors; none where it takes any."""
+    names: set[str] = set()
+    for base in inspect.getmro(cls):
+        if "__init__" not in vars(base) or base is object:
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def check_arguments(registry: Registry, config: dict) -> type:
+    """The class of a config. Raises UserError for an unknown type or key, naming the nearest known one."""
+    if not isinstance(config, dict) or "type" not in config:
+        raise UserError(f"a {registry.name} is given as dict(type=...), got {config!r}.")
+    cls = resolve(registry, config["type"]) if isinstance(config["type"], str) else config["type"]
+    known = known_arguments(cls)
+    for key in config if known is not None else ():
+        if key != "type" and key not in known:
+            raise UserError(f"{cls.__name__} has no setting {key!r}: {nearest(key, known, ', '.join(sorted(known)))}")
+    return cls
 
 
 def build(registry: Registry, config: dict, **default_args):
@@ -53,23 +70,11 @@ def build(registry: Registry, config: dict, **default_args):
 
     Raises UserError for an unknown type or key, naming the nearest known one.
     """
-    if not isinstance(config, dict) or "type" not in config:
-        raise UserError(f"a {registry.name} is given as dict(type=...), got {config!r}.")
+    cls = check_arguments(registry, config)
     arguments = {**default_args, **config}
-    cls = arguments.pop("type")
-    cls = resolve(registry, cls) if isinstance(cls, str) else cls
-    known = known_arguments(cls)
-    if known is not None:
-        for key in arguments:
-            if key not in known:
-                raise UserError(
-                    f"{cls.__name__} has no setting {key!r}: {nearest(key, known, ', '.join(sorted(known)))}"
-                )
-        required = {
-            p.name
-            for p in inspect.signature(cls).parameters.values()
-            if p.default is p.empty and p.kind is not p.VAR_POSITIONAL
-        }
-        if missing := sorted(required - set(arguments)):
-            raise UserError(f"{cls.__name__} needs {', '.join(missing)}, which the config does not give.")
+    del arguments["type"]
+    parameters = inspect.signature(cls).parameters.values()
+    required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if missing := sorted(required - set(arguments)):
+        raise UserError(f"{cls.__name__} needs {', '.join(missing)}, which the config does not give.")
     return cls(**arguments)

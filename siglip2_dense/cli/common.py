@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from siglip2_dense.engine.configs import find_config
+from siglip2_dense.engine.configs import KEYS, check_keys, find_config
 from siglip2_dense.errors import UserError, nearest
 
 
@@ -54,8 +54,9 @@ def load_config(arguments: argparse.Namespace):
     path = find_config(arguments.config)
     try:
         config = Config.fromfile(path)
-    except (SyntaxError, KeyError, NameError, TypeError, ImportError) as error:
+    except Exception as error:  # a config is Python: whatever it raises is a fault of the file
         raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
+    check_keys(config)
     if arguments.encoder or arguments.weights:
         encoder = config.model.get("encoder")
         if encoder is None:
@@ -71,11 +72,16 @@ def load_config(arguments: argparse.Namespace):
         if not equals:
             raise UserError(f"--cfg-options {item}: write KEY=VALUE.")
         check_override(config, key)
-        options[key] = DictAction._parse_iterable(value)
+        try:
+            options[key] = DictAction._parse_iterable(value)
+        except (TypeError, ValueError, AssertionError, RecursionError) as error:
+            raise UserError(f"--cfg-options {item}: the value cannot be read; lists are [1,2], pairs (1,2).") from error
     config.merge_from_dict(options)
     config.launcher = arguments.launcher
-    name = config.model.get("encoder", {}).get("name", "stored")
-    config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}_{name}"
+    encoder = config.model.get("encoder", {})
+    source = encoder.get("weights", "hub")
+    parts = [path.stem, encoder.get("name", "stored"), *([] if source == "hub" else [Path(str(source)).stem])]
+    config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{'_'.join(parts)}"
     return config
 
 
@@ -89,9 +95,7 @@ def check_override(config, key: str) -> None:
                 raise UserError(f"--cfg-options {key}: {place} has {len(node)} items, 0 to {len(node) - 1}.")
             inner = node[int(here)]
         elif hasattr(node, "keys"):
-            known = (
-                set(node.keys()) | (_arguments(node) if not rest else set()) | (_top_level() if not place else set())
-            )
+            known = set(node.keys()) | _arguments(node) | (set(KEYS) if not place else set())
             if here not in known:
                 raise UserError(
                     f"--cfg-options {key}: {place or 'the config'} has no setting {here!r}: "
@@ -106,17 +110,13 @@ def check_override(config, key: str) -> None:
         here, *rest = rest
 
 
-def _top_level() -> set[str]:
-    from siglip2_dense.engine.run import INNER_KEYS, KEYS
-
-    return KEYS | set(INNER_KEYS)
-
-
 def _arguments(node) -> set[str]:
     """Settings that the part named by ``type`` takes, written in the config or not."""
+    from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
+
     from siglip2_dense.registry import DATASETS, MODELS, TASKS, TRANSFORMS, known_arguments
 
-    for registry in (MODELS, TASKS, DATASETS, TRANSFORMS):
+    for registry in (MODELS, TASKS, DATASETS, TRANSFORMS, OPTIMIZERS, PARAM_SCHEDULERS):
         cls = registry.get(node["type"]) if isinstance(node.get("type"), str) else None
         if cls is not None:
             return known_arguments(cls) or set()

@@ -31,7 +31,7 @@ class ImageFolder(LabelledImages):
         images: str = "images/{split}",
         labels: str = "labels/{split}",
     ):
-        self.name = Path(root).name
+        self.name = Path(root).resolve().name
         self.root = Path(root)
         self.images = images.format(split=split)
         self.labels = labels.format(split=split)

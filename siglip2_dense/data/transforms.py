@@ -43,6 +43,9 @@ class Resize:
     size: Size
     targets: bool = True
 
+    def __post_init__(self):
+        _check_size(self)
+
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         return _resize(sample, self.size, self.targets)
 
@@ -76,6 +79,9 @@ class RandomCrop:
 
     size: Size
     cat_max_ratio: float = 1.0
+
+    def __post_init__(self):
+        _check_size(self)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = _common_size(sample)
@@ -115,6 +121,12 @@ class PhotoMetricDistortion:
         with _global_numpy(rng):
             bgr = self.distort.transform({"img": bgr})["img"]
         return replace(sample, image=_image(np.ascontiguousarray(bgr[..., ::-1])))
+
+
+def _check_size(transform) -> None:
+    size = transform.size
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise UserError(f"{type(transform).__name__}: size={size!r}; give (height, width) in pixels.")
 
 
 def fitted(size: Size, short: int, long: int | None) -> Size:

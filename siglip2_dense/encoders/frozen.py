@@ -149,7 +149,10 @@ class FrozenEncoder(nn.Module):
         largest = tuple(max(size[axis] for size in sizes) for axis in (0, 1))
         canvas = largest if canvas is None else tuple(canvas)
         if largest[0] > canvas[0] or largest[1] > canvas[1]:
-            raise ValueError(f"an image of {largest[0]}x{largest[1]} pixels does not fit on the canvas {canvas}")
+            raise UserError(
+                f"an image of {largest[0]}x{largest[1]} pixels does not fit on the canvas {canvas}; crop the images "
+                "in the transforms, or make it larger (model.canvas)."
+            )
         padded = tuple(-(-side // self.facts.multiple) * self.facts.multiple for side in canvas)
         boxes = [((padded[0] - h) // 2, (padded[1] - w) // 2, h, w) for h, w in sizes]
         geometry = tuple(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -66,13 +67,32 @@ def _from_hub(entry: Entry, model_args: dict | None) -> nn.Module:
     with torch.device("meta"):
         create(entry, model_args)  # a wrong argument is told apart from a hub that cannot be reached
     try:
-        return create(entry, model_args, pretrained=True)
+        with _loading_all():
+            return create(entry, model_args, pretrained=True)
+    except UserError as error:
+        raise UserError(f"the hub's weights of {entry.name} do not fit model_args={model_args}: {error}") from error
     except Exception as error:  # each hub client, and each of its versions, has its own exceptions
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(
             f"the weights of {entry.name} could not be fetched from the hub ({reason}); download them where there is a "
             f"network and give the file with --weights FILE, or try --weights random."
         ) from error
+
+
+@contextmanager
+def _loading_all() -> Iterator[None]:
+    """Let no tensor be left at random: timm loads without looking where the number of classes differs."""
+    original = nn.Module.load_state_dict
+
+    def load(self, state_dict, strict=True, assign=False):
+        _check_fit(self, state_dict)
+        return original(self, state_dict, strict=False, assign=assign)
+
+    nn.Module.load_state_dict = load
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = original
 
 
 def find_file(weights: str) -> Path:
@@ -95,10 +115,21 @@ def load_state(tower: nn.Module, state: dict, path: Path, name: str) -> None:
     Raises UserError naming the first few tensors that are missing, superfluous or of another shape.
     """
     for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if "_conv_stem.weight" in state:
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path} does not hold the weights of {name}: it is no table of named tensors.")
+    if "_conv_stem.weight" in state and hasattr(tower, "conv_stem"):
         state = from_efficientnet_pytorch(state, tower)
+    try:
+        _check_fit(tower, state)
+    except UserError as error:
+        raise UserError(f"{path} does not hold the weights of {name}: {error}") from error
+    tower.load_state_dict({k: v for k, v in state.items() if not k.startswith(CLASSIFIERS) or k in tower.state_dict()})
+
+
+def _check_fit(tower: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raise UserError naming the first tensors that differ; a classifier in ``state`` does not matter."""
     wanted = tower.state_dict()
     state = {k: v for k, v in state.items() if k in wanted or not k.startswith(CLASSIFIERS)}
     problems = [f"{k} is missing" for k in wanted if k not in state]
@@ -110,8 +141,7 @@ def load_state(tower: nn.Module, state: dict, path: Path, name: str) -> None:
     ]
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{path} does not hold the weights of {name}: {'; '.join(problems[:3])}{more}.")
-    tower.load_state_dict(state)
+        raise UserError(f"{'; '.join(problems[:3])}{more}.")
 
 
 def from_efficientnet_pytorch(state: dict[str, Tensor], tower: nn.Module) -> dict[str, Tensor]:

@@ -1,10 +1,23 @@
-"""Configs by name, in a checkout and in an installed package."""
+"""Configs: found by name, in a checkout and in an installed package, and checked before anything is built."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from siglip2_dense.errors import UserError, nearest
+
+LOADER = {"batch_size", "num_workers", "dataset"}
+KEYS = {  # what may stand at the top level, and inside it
+    "seed": None, "work_dir": None, "launcher": None, "model": None, "param_scheduler": None, "log_interval": None,
+    "pictures": None, "vis_backends": None, "custom_imports": None,
+    "train_cfg": {"max_iters", "val_interval", "save_interval"},
+    "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,
+}  # fmt: skip
+NEEDED = (
+    "seed", "log_interval", "model.type", "model.heads", "train_cfg.max_iters", "train_cfg.val_interval",
+    "train_dataloader.batch_size", "train_dataloader.dataset", "val_dataloader.dataset",
+)  # fmt: skip
+COUNTS = ("log_interval", "train_cfg.max_iters", "train_cfg.val_interval", "train_cfg.save_interval")
 
 
 def config_folder() -> Path:
@@ -22,6 +35,31 @@ def find_config(name: str) -> Path:
     if found.is_file() and Path(name).parent in (Path("."), Path("configs")):
         return found
     known = [path.stem for path in folder.glob("*.py")]
-    raise UserError(
-        f"config {name!r} is neither a file nor one of ours: {nearest(Path(name).stem, known, ', '.join(known))}"
-    )
+    hint = nearest(Path(name).stem, known, ", ".join(known))
+    raise UserError(f"config {name!r} is neither a file nor one of ours: {hint}")
+
+
+def check_keys(config) -> None:
+    """Raise UserError for a key that nothing reads, a needed one that is missing, or a count that is none."""
+    for key, inside in KEYS.items():
+        for inner in (config.get(key) or {}) if inside else ():
+            if inner not in inside:
+                raise UserError(f"{key} has no setting {inner!r}: {nearest(inner, inside, ', '.join(sorted(inside)))}")
+    for key in config:
+        if key not in KEYS:
+            raise UserError(f"the config has an unknown key {key!r}: {nearest(key, KEYS, ', '.join(sorted(KEYS)))}")
+    for key in NEEDED:
+        if _value(config, key) is None:
+            raise UserError(f"the config does not set {key!r}; the files in configs/ show how.")
+    for key in COUNTS:
+        value = _value(config, key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{key}={value!r}: give a whole number from 1 on.")
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed={config.seed!r}: give a whole number from 0 on.")
+
+
+def _value(config, key: str):
+    for part in key.split("."):
+        config = config.get(part) if hasattr(config, "get") else None
+    return config

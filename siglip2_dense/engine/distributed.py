@@ -20,6 +20,7 @@ def start(launcher: str) -> None:
 
     Raises UserError when the launcher's environment variables are missing.
     """
+    torch.backends.cudnn.allow_tf32 = False  # "fp32" in a record means float32, in convolutions too
     if launcher == "none" or dist.is_initialized():
         return
     if launcher == "slurm":
@@ -44,9 +45,13 @@ def _slurm_environment() -> None:
     """Torch's variables from Slurm's; the first node of the list is the master."""
     if "SLURM_PROCID" not in os.environ:
         raise UserError("--launcher slurm: not inside a Slurm step; start with tools/slurm_train.sh.")
-    nodes = os.environ["SLURM_NODELIST"]
-    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
-    os.environ.setdefault("MASTER_ADDR", names.split()[0])
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_NODELIST"]  # a step may have a part of the job's
+    if "MASTER_ADDR" not in os.environ:
+        try:
+            shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"scontrol cannot name the nodes {nodes} ({error}); set MASTER_ADDR.") from error
+        os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]

@@ -17,8 +17,10 @@ from tqdm import tqdm
 from siglip2_dense import head_file, records
 from siglip2_dense.contracts import Sample
 from siglip2_dense.engine import distributed
+from siglip2_dense.engine.configs import check_keys
 from siglip2_dense.engine.pictures import Pictures
-from siglip2_dense.engine.run import build_probe, check_keys, loader_of
+from siglip2_dense.engine.run import build_probe, describe_heads, loader_of
+from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
 
 
@@ -36,24 +38,23 @@ def evaluate(
     probe.eval()
     metrics = {name: task.metric() for name, task in probe.tasks.items()}
     quiet = None if sys.stderr.isatty() else 30  # seconds between lines of progress in a log file
-    progress = tqdm(
-        total=len(loader.sampler),
-        desc=label,
-        unit="image",
-        disable=not is_main_process(),
-        leave=False,
-        mininterval=quiet or 0.5,
-    )
-    for batch in loader:
-        batch = probe.data_preprocessor(batch, False)
-        predictions = probe(**batch, mode="predict")
-        for sample, prediction in zip(batch["data_samples"], predictions, strict=True):
-            for name, task in probe.tasks.items():
-                metrics[name].update(prediction[name], getattr(sample, task.target), sample.index)
-            if seen is not None:
-                seen(sample, prediction)
-        progress.update(len(predictions))
-    progress.close()
+    progress = dict(desc=label, unit="image", disable=not is_main_process(), leave=False, mininterval=quiet or 0.5)
+    with tqdm(total=len(loader.sampler), **progress) as bar:
+        for batch in loader:
+            batch = probe.data_preprocessor(batch, False)
+            predictions = probe(**batch, mode="predict")
+            for sample, prediction in zip(batch["data_samples"], predictions, strict=True):
+                for name, task in probe.tasks.items():
+                    target = getattr(sample, task.target)
+                    if target.shape[-2:] != prediction[name].shape[-2:]:
+                        raise UserError(
+                            f"{sample.path}: its {task.target} are {tuple(target.shape[-2:])}, not the original size "
+                            f"{sample.original_size}; transforms of a test leave targets as they are (targets=False)."
+                        )
+                    metrics[name].update(prediction[name], target, sample.index)
+                if seen is not None:
+                    seen(sample, prediction)
+            bar.update(len(predictions))
     for metric in metrics.values():
         metric.sync()
     return metrics
@@ -99,10 +100,11 @@ def test(config: Config, path: str, out: str | None = None, command: str = "") -
     check_keys(config)
     distributed.start(config.get("launcher", "none"))
     started = time.time()
+    content = head_file.read(path)
     loading = config.get("test_dataloader") or config.val_dataloader
     data = build(DATASETS, loading.dataset, seed=config.seed)
     probe = build_probe(config, data.classes)
-    content = head_file.load_into(probe.heads, probe.facts, path)
+    head_file.load_into(probe.heads, describe_heads(config, probe), probe.facts, content, path)
     probe = probe.to(get_device())
     work_dir = Path(config.work_dir)
     pictures = Pictures(probe, data, work_dir / f"pictures_{data.split}", config.get("pictures", 0))
@@ -114,14 +116,14 @@ def test(config: Config, path: str, out: str | None = None, command: str = "") -
     record = {
         **{key: found[key] for key in ("metrics", "per_class", "intervals")},
         "best": None,
-        "encoder": records.describe_encoder(probe.facts, probe.taps, probe.pooled, probe.encoder.precision),
+        "encoder": records.describe_encoder(probe),
         "protocol": {
             **content.protocol,
             "inference": probe.inference,
             "test_transforms": loading.dataset.to_dict().get("transforms", []),
         },
         "data": {**records.describe_data(data), "images": found["images"]},
-        "run": records.describe_run(command, config.seed, seconds, found["images"] / seconds),
+        "run": records.describe_run(probe, command, config.seed, seconds, found["images"] / seconds),
         "history": [{"step": content.step, "split": data.split, "metrics": found["metrics"]}],
     }
     records.write(out or work_dir / f"results_{data.split}.json", record)

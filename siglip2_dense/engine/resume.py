@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
+from mmengine.dist import broadcast_object_list, is_main_process
 
-from siglip2_dense.errors import UserError
+from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import atomic, load_tensors
 
 STATE_FILE = "resume.pt"
@@ -19,11 +20,16 @@ def save_state(work_dir: Path, runner, probe, step: int, notes: dict) -> None:
         "step": step,
         "heads": probe.heads.state_dict(),
         "optimizers": runner.optim_wrapper.state_dict(),
-        "schedules": {name: [s.state_dict() for s in items] for name, items in runner.param_schedulers.items()},
+        "schedules": {name: [_plain(s) for s in items] for name, items in runner.param_schedulers.items()},
         "notes": json.dumps(notes),
     }
     with atomic(work_dir / STATE_FILE) as temporary:
         torch.save(state, temporary)
+
+
+def _plain(schedule) -> dict:
+    """A schedule's state without functions, which it builds itself and a safe file cannot hold."""
+    return {key: value for key, value in schedule.state_dict().items() if not callable(value)}
 
 
 def load_state(work_dir: Path, runner, probe, identity: dict) -> dict | None:
@@ -32,9 +38,11 @@ def load_state(work_dir: Path, runner, probe, identity: dict) -> dict | None:
     identity: what must be the same as when the state was saved. Raises UserError naming the first difference.
     """
     path = work_dir / STATE_FILE
-    if not path.is_file():
+    held = [load_tensors(path) if path.is_file() and is_main_process() else None]
+    broadcast_object_list(held)  # ranks on other machines may not see the first one's disk
+    (state,) = held
+    if state is None:
         return None
-    state = load_tensors(path)
     notes = json.loads(state["notes"])
     difference = first_difference(notes["identity"], json.loads(json.dumps(identity)))
     if difference:
@@ -48,21 +56,3 @@ def load_state(work_dir: Path, runner, probe, identity: dict) -> dict | None:
             schedule.load_state_dict(saved)
     runner.train_loop._iter = state["step"]
     return notes
-
-
-def first_difference(before, now, where: str = "") -> str:
-    """A sentence about the first place in which two plain structures differ, or an empty string."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
-            place = f"{where}.{key}" if where else str(key)
-            if key not in before or key not in now:
-                return f"{place} is set only {'now' if key in now else 'in the saved run'}"
-            if found := first_difference(before[key], now[key], place):
-                return found
-        return ""
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for number, (old, new) in enumerate(zip(before, now, strict=True)):
-            if found := first_difference(old, new, f"{where}.{number}"):
-                return found
-        return ""
-    return "" if before == now else f"{where} was {before!r} and is now {now!r}"

@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import broadcast, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_reduce, broadcast, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import nn
 
 from siglip2_dense.data.loading import train_loader
 from siglip2_dense.engine.evaluate import evaluate, report
 from siglip2_dense.engine.pictures import Pictures
-from siglip2_dense.engine.resume import load_state, save_state
+from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, Run
 from siglip2_dense.errors import UserError
+from siglip2_dense.registry import build, check_arguments
 
 
 class JointOptimWrapper(OptimWrapperDict):
@@ -38,15 +40,24 @@ class JointOptimWrapper(OptimWrapperDict):
 
 
 class KeepHeads(Hook):
-    """Watches the loss, evaluates, and keeps heads and state, so that neither a NaN nor a kill loses anything."""
+    """Watches the loss, evaluates, and keeps heads and state, so that no NaN, kill or bad image loses anything."""
 
     priority = "LOW"  # after the schedule has stepped, so that the saved state is that of the next step
 
     def __init__(self, run: Run, resume: bool):
         self.run, self.resume = run, resume
+        self.config = run.config.train_cfg
         self.spoilt: torch.Tensor | bool = False
-        self.started = time.time()
-        self.notes = {"identity": run.identity, "history": [], "best": None, "last": None, "seconds": 0.0, "lr": {}}
+        self.mark = time.time()
+        self.notes = {  # plain data, saved with the state
+            "identity": run.identity,
+            "history": [],  # what was measured at which step
+            "best": None,
+            "last": None,
+            "rates": {},  # the highest learning rate of each head
+            "training_seconds": 0.0,  # in steps alone
+            "seconds": 0.0,  # with evaluation and saving
+        }
 
     def before_train(self, runner):
         if not self.resume:
@@ -57,88 +68,106 @@ class KeepHeads(Hook):
             return
         self.notes = notes
         runner.logger.info(f"resumed at step {runner.iter}")
+        measured = notes["history"][-1]["step"] if notes["history"] else 0
+        if self._is_due(runner, runner.iter, self.config.val_interval) and measured != runner.iter:
+            self._evaluate(runner, runner.iter)  # it was stopped between saving and measuring
+            self._save(runner, runner.iter)
+        self.mark = time.time()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         # whatever a head draws, dropout say, is a function of the step
         torch.manual_seed(hash((self.run.seed, runner.iter, get_rank())) % 2**63)
         for name, groups in runner.optim_wrapper.param_groups.items():
-            self.notes["lr"][name] = max(self.notes["lr"].get(name, 0.0), *(group["lr"] for group in groups))
+            self.notes["rates"][name] = max(self.notes["rates"].get(name, 0.0), *(group["lr"] for group in groups))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        step, config = runner.iter + 1, self.run.config.train_cfg
+        step = runner.iter + 1
         self.spoilt = self.spoilt | ~torch.isfinite(outputs["loss"])  # stays on the device: no waiting at each step
-        last = step == runner.max_iters
-        saving = last or step % config.get("save_interval", config.val_interval) == 0
-        evaluating = last or step % config.val_interval == 0
-        if saving or evaluating or step % self.run.config.log_interval == 0:
+        evaluating = self._is_due(runner, step, self.config.val_interval)
+        saving = evaluating or self._is_due(runner, step, self.config.get("save_interval", self.config.val_interval))
+        if saving or step % self.run.config.log_interval == 0:
             self._stop_if_spoilt(step)
+        if not saving:
+            return
+        self.notes["training_seconds"] += time.time() - self.mark
+        self._save(runner, step)  # before the evaluation too: whatever fails there, the head is kept
         if evaluating:
-            self._evaluate(runner, step, last)
-        if saving or evaluating:
+            self._evaluate(runner, step)
             self._save(runner, step)
-
-    def _stop_if_spoilt(self, step: int) -> None:
-        finite = all(bool(p.isfinite().all()) for p in self.run.probe.heads.parameters())
-        if finite and not bool(self.spoilt):
-            return
-        kept = self.run.work_dir / HEAD
-        state = f"the last good head is {kept}" if kept.is_file() else "no head had been saved yet"
-        raise UserError(f"the loss was not a finite number by step {step}; {state}. Try a lower learning rate.")
-
-    def _evaluate(self, runner, step: int, last: bool) -> None:
-        run = self.run
-        for buffer in run.probe.heads.buffers():
-            broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
-        pictures = None
-        if last:
-            pictures = Pictures(run.probe, run.val_data, run.work_dir / "pictures", run.config.get("pictures", 0))
-        metrics = evaluate(run.probe, run.val_loader, f"evaluating {run.val_data.split} at step {step}", pictures)
-        if not is_main_process():
-            return
-        found = report(metrics, run.probe.tasks)
-        self.notes["history"].append({"step": step, "split": run.val_data.split, "metrics": found["metrics"]})
-        runner.logger.info(found["table"])
-        runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
-        task = next(iter(run.probe.tasks.values()))  # with several heads, the first decides
-        value = found["metrics"][run.headline]
-        best = self.notes["best"]
-        sign = 1 if task.higher_is_better else -1
-        if best is None or sign * value > sign * best["metrics"][run.headline]:
-            self.notes["best"] = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
-            run.save_head(BEST_HEAD, step, found["metrics"])
-        self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "images")}
-
-    def _save(self, runner, step: int) -> None:
-        now = time.time()
-        self.notes["seconds"] += now - self.started
-        self.started = now
-        if not is_main_process():
-            return
-        metrics = self.notes["history"][-1] if self.notes["history"] else {}
-        self.run.save_head(HEAD, step, metrics.get("metrics", {}) if metrics.get("step") == step else {})
-        save_state(self.run.work_dir, runner, self.run.probe, step, self.notes)
 
     def after_train(self, runner):
         if is_main_process():
             self.run.write_results(self.notes)
 
+    @staticmethod
+    def _is_due(runner, step: int, interval: int) -> bool:
+        return step == runner.max_iters or step % interval == 0
+
+    def _stop_if_spoilt(self, step: int) -> None:
+        """Raise UserError, on all ranks or on none, when a loss or a weight is not finite."""
+        weights = [p.isfinite().all() for p in self.run.probe.heads.parameters()]
+        spoilt = (torch.as_tensor(self.spoilt, device=weights[0].device) | ~torch.stack(weights).all()).int()
+        all_reduce(spoilt, "max")
+        if not spoilt.item():
+            return
+        kept = self.run.work_dir / HEAD
+        state = f"the last good head is {kept}" if kept.is_file() else "no head had been saved yet"
+        raise UserError(f"the loss was not a finite number by step {step}; {state}. Try a lower learning rate.")
+
+    def _evaluate(self, runner, step: int) -> None:
+        run = self.run
+        for buffer in run.probe.heads.buffers():
+            broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
+        pictures = None
+        if step == runner.max_iters:
+            pictures = Pictures(run.probe, run.val_data, run.work_dir / "pictures", run.config.get("pictures", 0))
+        metrics = evaluate(run.probe, run.val_loader, f"evaluating {run.val_data.split} at step {step}", pictures)
+        if not is_main_process():
+            return
+        found = report(metrics, run.probe.tasks)
+        measured = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
+        self.notes["history"].append(measured)
+        self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "images")}
+        runner.logger.info(found["table"])
+        runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
+        best, value = self.notes["best"], run.sign * found["metrics"][run.headline]
+        if best is None or value > run.sign * best["metrics"][run.headline]:
+            self.notes["best"] = measured
+            run.save_head(BEST_HEAD, step, found["metrics"], self.notes["rates"])
+
+    def _save(self, runner, step: int) -> None:
+        now = time.time()
+        self.notes["seconds"] += now - self.mark
+        self.mark = now
+        if not is_main_process():
+            return
+        last = self.notes["history"][-1] if self.notes["history"] else {}
+        metrics = last["metrics"] if last.get("step") == step else {}
+        self.run.save_head(HEAD, step, metrics, self.notes["rates"])
+        save_state(self.run.work_dir, runner, self.run.probe, step, self.notes)
+
 
 def train(run: Run, resume: bool = False) -> None:
-    """Train to the end, evaluating and saving on the way; with ``resume``, go on from the last saved step."""
-    config = run.config
-    run.work_dir.mkdir(parents=True, exist_ok=True)
+    """Train to the end, evaluating and saving on the way; with ``resume``, go on from the last saved step.
+
+    Raises UserError for a work dir that holds another run, unless it is to be resumed.
+    """
+    config, loading = run.config, run.config.train_dataloader
+    _prepare(run, resume)
     optimizers = {
-        name: OptimWrapper(OPTIMIZERS.build({**run.probe.optim[name], "params": head.parameters()}))
+        name: OptimWrapper(build(OPTIMIZERS, run.probe.optim[name], params=head.parameters()))
         for name, head in run.probe.heads.items()
     }
-    loading = config.train_dataloader
+    schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
+    for schedule in schedules:
+        check_arguments(PARAM_SCHEDULERS, schedule)
     runner = Runner(
         model=run.probe,
         work_dir=str(run.work_dir),
         train_dataloader=train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed),
         train_cfg=dict(by_epoch=False, max_iters=config.train_cfg.max_iters, val_interval=2**62),
         optim_wrapper=JointOptimWrapper(**optimizers),
-        param_scheduler=config.get("param_scheduler") or dict(type="ConstantLR", factor=1.0, by_epoch=False),
+        param_scheduler=schedules,
         default_hooks=dict(
             checkpoint=None, sampler_seed=None, logger=dict(type="LoggerHook", interval=config.log_interval)
         ),
@@ -153,9 +182,24 @@ def train(run: Run, resume: bool = False) -> None:
     runner.train()
 
 
+def _prepare(run: Run, resume: bool) -> None:
+    """A work dir without another run's files, and without what a kill left half written."""
+    held = [name for name in (HEAD, STATE_FILE) if (run.work_dir / name).exists()]
+    if held and not resume:
+        raise UserError(
+            f"{run.work_dir} holds a run already ({held[0]}); go on from it with --resume, or give another --work-dir."
+        )
+    dist.is_initialized() and dist.barrier()  # no rank may write before all have looked
+    if is_main_process():
+        run.work_dir.mkdir(parents=True, exist_ok=True)
+        for leftover in run.work_dir.glob(".*.tmp"):
+            leftover.unlink()
+
+
 def _with_wrapper(config: Config) -> Config:
-    """mmengine's default wrapper asks for a GPU."""
+    """mmengine's default wrapper takes the GPU of the launcher's local rank, whether there is one or not."""
     config = config.copy()
-    if get_world_size() > 1 and not torch.cuda.is_available():
-        config.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    if dist.is_initialized():
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        config.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=devices, broadcast_buffers=False)
     return config

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from siglip2_dense.contracts import IGNORE, EncoderFacts, Features
+from siglip2_dense.errors import UserError
 from siglip2_dense.registry import MODELS
 
 
@@ -46,7 +47,10 @@ class MMSegHead(nn.Module):
             num_classes=channels,
             ignore_index=IGNORE,
         )
-        self.head = MMSEG_MODELS.build({**filled, **head})
+        try:
+            self.head = MMSEG_MODELS.build({**filled, **head})
+        except (KeyError, TypeError) as error:  # how its registry answers to a name or an argument it does not know
+            raise UserError(f"mmsegmentation cannot build {head['type']}: {str(error).splitlines()[0]}") from error
         self.head.init_weights()
 
     def forward(self, features: Features) -> Tensor:

@@ -69,6 +69,11 @@ class DenseProbe(BaseModel):
             for key in parts:
                 if key not in ("head", "task", "optim"):
                     raise UserError(f"heads.{name} has no part {key!r}: {nearest(key, ('head', 'task', 'optim'))}")
+            for key in ("head", "task"):
+                if key not in parts:
+                    raise UserError(
+                        f"heads.{name} has no {key!r}: give dict(head=dict(type=...), task=dict(type=...))."
+                    )
             self.tasks[name] = build(TASKS, parts["task"])
             self.heads[name] = _build_head(parts["head"], self.facts, self.tasks[name].channels)
             self.optim[name] = dict(parts.get("optim", {}))
@@ -105,6 +110,8 @@ class DenseProbe(BaseModel):
 
         Windows of one size, of whatever image, go through the encoder together; each image's are joined afterwards.
         """
+        if isinstance(images, Features):
+            raise UserError("DenseProbe predicts from images; from Features it gives raw maps, mode='tensor'.")
         places = []
         for number, image in enumerate(images):
             resized = tuple(image.shape[-2:])
@@ -153,4 +160,11 @@ def _checked_inference(inference: dict) -> dict:
         raise UserError(
             f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, stride=PIXELS)."
         )
+    for axis in zip(*(_pair(inference[key]) for key in ("crop", "stride")), strict=True) if len(wanted) > 1 else ():
+        if not 0 < axis[1] <= axis[0]:
+            raise UserError(f"inference={dict(inference)}: windows leave gaps unless 0 < stride <= crop.")
     return dict(inference)
+
+
+def _pair(value: int | Size) -> Size:
+    return (value, value) if isinstance(value, int) else tuple(value)

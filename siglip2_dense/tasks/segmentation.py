@@ -52,6 +52,11 @@ class Segmentation:
         labels = torch.full((len(samples), *padded), IGNORE, dtype=torch.int64, device=raw.device)
         for canvas, place, sample in zip(labels, geometry, samples, strict=True):
             top, left, height, width = place.box
+            if sample.labels.shape != (height, width):
+                raise UserError(
+                    f"{sample.path}: labels of {tuple(sample.labels.shape)} pixels for an image of {(height, width)}; "
+                    "transforms of training resize targets along (targets=True)."
+                )
             canvas[top : top + height, left : left + width] = sample.labels
         pixels = sum(place.canvas[0] * place.canvas[1] for place in geometry) if self.average == "all" else None
         return {"loss_ce": cross_entropy(resize_logits(raw, padded), labels, pixels)}

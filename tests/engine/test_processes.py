@@ -16,7 +16,10 @@ TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tiny, tool, tmp_path):
-    config = tiny("train_cfg = dict(max_iters=60, val_interval=20, save_interval=7)")
+    config = tiny(
+        "train_cfg = dict(max_iters=60, val_interval=20, save_interval=7)\n"
+        "param_scheduler = [dict(type='OneCycleLR', eta_max=1e-2, total_steps=60, by_epoch=False)]"
+    )
     whole = tool("train", config, "--work-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     work_dir = tmp_path / "killed"
@@ -104,6 +107,14 @@ def test_the_encoder_is_unchanged_on_every_rank(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     found = {word for rank in (0, 1) for word in (tmp_path / f"rank{rank}").read_text().split()}
     assert len(found) == 1
+
+
+def test_one_rank_under_torchrun(tiny, tool, tmp_path):
+    one = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+    done = tool(
+        "train", tiny("train_cfg['max_iters'] = 1"), "--work-dir", tmp_path / "r", "--launcher", "pytorch", launcher=one
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_broken_image_is_named_from_inside_a_worker(tiny, tool, tmp_path):
