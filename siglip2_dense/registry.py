@@ -41,7 +41,7 @@ def resolve(registry: Registry, name: str) -> type:
 
 
 def known_arguments(cls: type) -> set[str] | None:
-    """Names that ``cls`` accepts, itself or through ``**kwargs`` by its bases' constructors; none where it takes any."""
+    """Names that ``cls`` accepts, itself or through ``**kwargs`` by its bases; none where it takes any."""
     names: set[str] = set()
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base) or base is object:

@@ -115,7 +115,7 @@ def test_a_work_dir_that_holds_a_run_is_not_written_over(tiny, tmp_path):
     config = tiny()
     train(config, tmp_path, "train_cfg.max_iters=1")
     before = (tmp_path / "head.safetensors").read_bytes()
-    with pytest.raises(UserError, match="holds a run already .* --resume"):
+    with pytest.raises(UserError, match=r"holds a run already .* --resume"):
         train(config, tmp_path, "train_cfg.max_iters=1")
     assert (tmp_path / "head.safetensors").read_bytes() == before
 
@@ -170,7 +170,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_head(tiny, tmp_p
         ("seed", "write KEY=VALUE"),
         ("seed=-1", "seed=-1"),
         ("train_cfg.max_iters=0", "whole number from 1 on"),
-        ("model.heads.segmentation.optim.type=AdamV", "did you mean .*'AdamW'"),
+        ("model.heads.segmentation.optim.type=AdamV", "did you mean 'Adam'"),
         ("model.heads.segmentation.optim.lrr=1", "did you mean 'lr'"),
         ("param_scheduler.0.type=PolyRL", "did you mean 'PolyLR'"),
         ("param_scheduler.0.powr=2", "did you mean 'power'"),
@@ -199,13 +199,13 @@ def test_overrides_that_do_not_exist(tiny, tmp_path, option, sentence):
         ("del model", "does not set 'model"),
         ("param_scheduler = [dict(type='PolyLR', powr=1)]", "did you mean 'power'"),
         (
-            "model['heads']['segmentation']['head'] = dict(type='mmseg.FNCHead', channels=8)",
+            "model['heads']['segmentation']['head'] = dict(type='mmseg.FNCHead')",
             "cannot build mmseg.FNCHead",
         ),
         ("_base_ = ['nothing.py']", "cannot be read as a config"),
         ("val_dataloader['dataset']['transforms'] = [dict(type='Resize', size=(40, 40))]", "targets=False"),
         ("train_dataloader['dataset']['transforms'] = [dict(type='ResizeShortSide', short=40)]", "targets=True"),
-        ("del train_cfg", "does not set 'train_cfg'"),
+        ("del train_cfg", "does not set 'train_cfg.max_iters'"),
         ("model = dict(", "cannot be read as a config"),
     ],
 )
