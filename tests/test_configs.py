@@ -59,7 +59,7 @@ def test_weights_go_back_to_the_hub_with_another_encoder():
     assert load_config(Namespace(encoder="clip-base-16-224", weights=None, **arguments)).model.encoder.weights == "hub"
     config = load_config(Namespace(encoder=None, weights="random", **arguments))
     assert config.model.encoder.to_dict() == dict(type="FrozenEncoder", name="efficientnet-lite0", weights="random")
-    assert config.work_dir == "work_dirs/probe_demo_efficientnet-lite0"
+    assert config.work_dir == "work_dirs/probe_demo_efficientnet-lite0_random"
 
 
 def test_protocol_values_of_the_linear_probes():

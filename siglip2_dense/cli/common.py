@@ -47,15 +47,22 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(arguments: argparse.Namespace):
-    """The mmengine Config with the command line's changes in it."""
-    from mmengine.config import Config, DictAction
+def read_config(path: Path):
+    """The mmengine Config of a file."""
+    from mmengine.config import Config
 
-    path = find_config(arguments.config)
     try:
-        config = Config.fromfile(path)
+        return Config.fromfile(path)
     except Exception as error:  # a config is Python: whatever it raises is a fault of the file
         raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
+
+
+def load_config(arguments: argparse.Namespace):
+    """The Config of a run with the command line's changes in it, its keys checked."""
+    from mmengine.config import DictAction
+
+    path = find_config(arguments.config)
+    config = read_config(path)
     check_keys(config)
     if arguments.encoder or arguments.weights:
         encoder = config.model.get("encoder")

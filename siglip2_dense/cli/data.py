@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from siglip2_dense.cli.common import load_config
+from siglip2_dense.cli.common import read_config
 from siglip2_dense.engine.configs import config_folder, find_config
 from siglip2_dense.errors import UserError, nearest
 
@@ -88,15 +88,13 @@ def _settings(arguments: argparse.Namespace) -> dict:
 
 def _of_config(name: str, split: str, sets: dict) -> dict:
     try:
-        find_config(name)
+        path = find_config(name)
     except UserError as error:
         known = [*sets, *(path.stem for path in config_folder().glob("*.py"))]
         raise UserError(
             f"{name!r} is neither a data set nor a config: {nearest(Path(name).stem, known, ', '.join(known))}"
         ) from error
-    config = load_config(
-        argparse.Namespace(config=name, encoder=None, weights=None, work_dir=None, launcher="none", cfg_options=[])
-    )
+    config = read_config(path)
     loaders = {key.removesuffix("_dataloader"): config[key] for key in config if key.endswith("_dataloader")}
     if split not in loaders:
         raise UserError(f"--split {split}: {name} has data for {', '.join(loaders)}.")
