@@ -84,6 +84,13 @@ def test_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoad
     return _loader(dataset, RankSampler(len(dataset), get_rank(), get_world_size()), batch_size, num_workers)
 
 
+def stop_workers(loader: DataLoader) -> None:
+    """End a loader's worker processes now; they would live until it is collected, which a traceback puts off."""
+    running = getattr(loader, "_iterator", None)  # where torch keeps the iterator of persistent workers
+    if running is not None:
+        running._shutdown_workers()
+
+
 def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, num_workers: int) -> DataLoader:
     return DataLoader(
         dataset,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from siglip2_dense import head_file, records
 from siglip2_dense.contracts import Sample
+from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine import distributed
 from siglip2_dense.engine.configs import check_keys
 from siglip2_dense.engine.pictures import Pictures
@@ -108,7 +109,11 @@ def test(config: Config, path: str, out: str | None = None, command: str = "") -
     probe = probe.to(get_device())
     work_dir = Path(config.work_dir)
     pictures = Pictures(probe, data, work_dir / f"pictures_{data.split}", config.get("pictures", 0))
-    metrics = evaluate(probe, loader_of(loading, data), f"evaluating {data.split}", pictures)
+    loader = loader_of(loading, data)
+    try:
+        metrics = evaluate(probe, loader, f"evaluating {data.split}", pictures)
+    finally:
+        stop_workers(loader)
     if not is_main_process():
         return {}
     found = report(metrics, probe.tasks)

@@ -16,7 +16,7 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import nn
 
-from siglip2_dense.data.loading import train_loader
+from siglip2_dense.data.loading import stop_workers, train_loader
 from siglip2_dense.engine.evaluate import evaluate, report
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
@@ -161,10 +161,11 @@ def train(run: Run, resume: bool = False) -> None:
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
     for schedule in schedules:
         check_arguments(PARAM_SCHEDULERS, schedule)
+    loader = train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed)
     runner = Runner(
         model=run.probe,
         work_dir=str(run.work_dir),
-        train_dataloader=train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed),
+        train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=config.train_cfg.max_iters, val_interval=2**62),
         optim_wrapper=JointOptimWrapper(**optimizers),
         param_scheduler=schedules,
@@ -179,7 +180,11 @@ def train(run: Run, resume: bool = False) -> None:
         experiment_name=f"{run.work_dir.name}_{time.time_ns()}",
         cfg=_with_wrapper(config),
     )
-    runner.train()
+    try:
+        runner.train()
+    finally:
+        stop_workers(loader)
+        stop_workers(run.val_loader)
 
 
 def _prepare(run: Run, resume: bool) -> None:

@@ -111,6 +111,20 @@ def test_whatever_fails_in_the_evaluation_the_head_is_kept_and_can_go_on(tiny, t
     assert record["history"] == json.loads((tmp_path / "whole" / "results.json").read_text())["history"]
 
 
+@pytest.mark.parametrize("option", ["seed=0", "model.canvas=(32,32)"])
+def test_no_worker_outlives_its_run(tiny, tmp_path, option):
+    import multiprocessing
+
+    changes = [option, "train_cfg.max_iters=1", "val_dataloader.num_workers=1"]
+    if option == "seed=0":
+        train(tiny(), tmp_path / "run", *changes)
+    else:
+        with pytest.raises(UserError, match="canvas") as failure:  # its traceback is alive here, and holds the loader
+            train(tiny(), tmp_path / "run", *changes)
+        assert failure.tb
+    assert not multiprocessing.active_children()
+
+
 def test_a_work_dir_that_holds_a_run_is_not_written_over(tiny, tmp_path):
     config = tiny()
     train(config, tmp_path, "train_cfg.max_iters=1")
