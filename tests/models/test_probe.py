@@ -172,3 +172,19 @@ model = dict(
         assert predicted[0].pred_sem_seg.data.shape == (1, 64, 50)
     finally:
         init_default_scope("mmengine")
+
+
+def test_sliding_windows_by_hand():
+    """Windows of 48 every 32 over 70 x 101 pixels, the last of each axis moved back inside; scores averaged."""
+    model = probe(inference=dict(mode="slide", crop=48, stride=32)).eval()
+    one = sample(70, 101)
+    total, count = torch.zeros(5, 70, 101), torch.zeros(70, 101)
+    for y in (0, 22):
+        for x in (0, 32, 53):
+            raw = model([one.image[:, y : y + 48, x : x + 48]])["seg"]
+            large = F.interpolate(raw, (48, 48), mode="bilinear", align_corners=False)[0]
+            total[:, y : y + 48, x : x + 48] += large
+            count[y : y + 48, x : x + 48] += 1
+    expected = (total / count).argmax(0)
+    found = model(**batch(one), mode="predict")[0]["seg"]
+    assert (found == expected).float().mean() > 0.999
