@@ -68,6 +68,7 @@ def describe_data(dataset) -> dict:
 
 
 def describe_encoder(probe) -> dict:
+    """Which encoder a probe reads, which of its blocks, and at what precision."""
     facts: EncoderFacts = probe.facts
     known = facts.to_dict()
     kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters")

@@ -66,6 +66,7 @@ def run(quick: bool) -> list[dict]:
             options = [f"{split}_dataloader.dataset.root={folder / 'camvid'}" for split in ("train", "val", "test")]
             if quick:
                 options += ["train_cfg.max_iters=20", "param_scheduler.0.total_steps=20"]
+                options += [f"{split}_dataloader.dataset.transforms.0.size=(168,224)" for split in ("train", "val")]
             common = ["probe_camvid", "--work-dir", str(work_dir), *arguments, *options]
             _verb("train", *common)
             train = json.loads((work_dir / "results.json").read_text())

@@ -75,6 +75,7 @@ class Case:
 
 
 def make_case(classes: int, vit: bool = False) -> Case:
+    """One image of ``SIZE``, labelled in blocks of 32 pixels, and a probe on ready maps or on a ViT-B/16."""
     torch.manual_seed(0)
     task = dict(type="Segmentation", classes=[f"class {k}" for k in range(classes)])
     probe = DenseProbe(

@@ -31,6 +31,7 @@ def command_line() -> str:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that ``load_config`` reads."""
     parser.add_argument("config", help="a config file, or the name of one that comes with the package")
     parser.add_argument(
         "--encoder", metavar="NAME", help="encoder to use instead of the config's; weights from the hub"

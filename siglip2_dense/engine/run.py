@@ -67,6 +67,7 @@ class Run:
         head_file.save(self.work_dir / name, content)
 
     def write_results(self, notes: dict) -> None:
+        """The record of the last head, from what training noted on the way."""
         images = self.config.train_cfg.max_iters * self.protocol["optimisation"]["images_per_step"]
         speed = images / max(notes["training_seconds"], 1e-9)
         record = {
