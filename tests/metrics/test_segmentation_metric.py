@@ -106,13 +106,17 @@ def test_same_numbers_as_mmsegmentation(present):
             np.testing.assert_allclose(found, 100 * values, rtol=1e-6)
 
 
+def results(metric):
+    return [metric.images, metric.compute(), metric.per_class(), metric.intervals(50)]
+
+
 def work(rank, folder, shares):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_num_threads(1)
     images = make_images(7, 5)
     metric = measure([images[index] for index in shares[rank]], 5, shares[rank])
     metric.sync()
-    torch.save([metric.images, metric.compute(), metric.per_class(), metric.intervals(50)], f"{folder}/{rank}.pth")
+    torch.save(results(metric), f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
 
@@ -124,9 +128,8 @@ def work(rank, folder, shares):
 def test_two_processes_count_each_image_once(tmp_path, shares):
     mp.spawn(work, (str(tmp_path), shares), nprocs=2)
     metric = measure(make_images(7, 5), 5)
-    expected = [7, metric.compute(), metric.per_class(), metric.intervals(50)]
     for rank in (0, 1):
-        assert torch.load(tmp_path / f"{rank}.pth", weights_only=False) == expected
+        assert torch.load(tmp_path / f"{rank}.pth", weights_only=False) == results(metric)
 
 
 def test_an_image_on_both_ranks_is_refused(tmp_path):

@@ -1,0 +1,93 @@
+"""What the metrics share: one row of numbers an image, and scores that are functions of the sum of the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class PerImage:
+    """Rows of one shape, kept under each image's position in its data set.
+
+    A subclass keeps a row in ``update`` and says in ``scores`` what a sum of rows is worth. Sums add over images, ranks
+    and drawings, so the score of the set, that of several ranks and its interval have one formula; and since rows lie
+    under positions, no image counts twice.
+    """
+
+    def __init__(self, *shape: int):
+        self._shape = shape
+        self._rows: dict[int, Tensor] = {}
+
+    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """{name: (...)} of sums of rows (..., *shape) float64; NaN where there is nothing to score."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Bring the rows of all ranks to every rank; nothing to do with one process."""
+        if not _several_ranks():
+            return
+        parts: list = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, {index: row.cpu() for index, row in self._rows.items()})
+        merged = {index: row for part in parts for index, row in part.items()}
+        if len(merged) != sum(map(len, parts)):
+            raise ValueError("the ranks have counted an image twice")
+        self._rows = merged
+
+    @property
+    def images(self) -> int:
+        """Number of images counted."""
+        return len(self._rows)
+
+    def compute(self) -> dict[str, float]:
+        """The scores of the set."""
+        return {name: float(value) for name, value in self.scores(self._stack().sum(0)).items()}
+
+    def per_class(self) -> dict[str, list[float | None]]:
+        """Scores of each class, of a task that has classes."""
+        return {}
+
+    def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
+        """95 % of each score over data sets of the same number of images, drawn from these with replacement."""
+        return {name: _interval(values) for name, values in self.scores(self._draw(samples, seed)).items()}
+
+    def _keep(self, index: int, row: Tensor) -> None:
+        """Raises ValueError for a negative position, or one that was counted before."""
+        if index < 0 or index in self._rows:
+            raise ValueError(f"an image counts once, under its position in its data set; got {index}")
+        self._rows[index] = row
+
+    def _stack(self) -> np.ndarray:
+        """(n, *shape) float64, in the order of the data set, so that sums do not depend on ranks."""
+        rows = [self._rows[index].cpu().numpy() for index in sorted(self._rows)]
+        return np.array(rows, dtype=np.float64).reshape(-1, *self._shape)
+
+    def _draw(self, samples: int, seed: int) -> np.ndarray:
+        """(samples, *shape): the sums of the rows over drawn data sets."""
+        rows = self._stack()
+        n = len(rows)
+        if not n:
+            return np.zeros((samples, *self._shape))
+        picks = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
+        return (picks.astype(np.float64) @ rows.reshape(n, -1)).reshape(samples, *self._shape)
+
+
+def sum_over_ranks(total: Tensor | None, *shape: int) -> Tensor | None:
+    """The int64 counts of all ranks together; a rank that has counted nothing gives none."""
+    if not _several_ranks():
+        return total
+    if total is None:
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        total = torch.zeros(shape, dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    return total
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    values = values[~np.isnan(values)]  # a draw may hold nothing to score
+    return np.percentile(values, [2.5, 97.5]).tolist() if len(values) else [float("nan")] * 2
