@@ -1,4 +1,4 @@
-"""Colours of classes."""
+"""Colours of classes, of values and of directions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import numpy as np
 from siglip2_dense.contracts import IGNORE
 from siglip2_dense.label_sets import Colour
 
-"""(red, green, blue), 0-255."""
-
 IGNORE_COLOUR: Colour = (255, 255, 255)  # in no VOC-like colour map, unlike the greys
+NO_VALUE: Colour = (128, 128, 128)  # where nothing was measured; the colour maps of values have no grey
 
 
 def palette(num_classes: int) -> list[Colour]:
@@ -36,3 +35,30 @@ def colour_labels(labels: np.ndarray, palette: list[Colour]) -> np.ndarray:
             f"give a colour for each class, and IGNORE ({IGNORE}) where there is none."
         )
     return np.array([*palette, IGNORE_COLOUR], dtype=np.uint8)[labels]  # IGNORE = -1 takes the last
+
+
+def colour_values(values: np.ndarray, low: float, high: float, table: str) -> np.ndarray:
+    """(H, W) floats -> (H, W, 3) uint8 of matplotlib's ``table`` from ``low`` to ``high``; beyond, its ends.
+
+    What is not finite is grey.
+    """
+    import matplotlib
+
+    known = np.isfinite(values)
+    place = (np.where(known, values, low) - low) / (high - low)
+    colours = matplotlib.colormaps[table](place.clip(0, 1), bytes=True)[..., :3]
+    return np.where(known[..., None], colours, np.uint8(NO_VALUE))
+
+
+def colour_normals(normals: np.ndarray) -> np.ndarray:
+    """(3, H, W) normals of any length -> (H, W, 3) uint8, as published pictures show them; none is grey.
+
+    The package's normals have x right, y down and z into the scene. The usual encoding, (n + 1) / 2 as red, green and
+    blue, has y up and z towards the viewer, so both change sign: a wall facing the camera is light blue
+    (128, 128, 255), a floor light green (128, 255, 128), and what faces right is red.
+    """
+    length = np.linalg.norm(normals, axis=0)
+    known = np.isfinite(length) & (length > 0)
+    shown = np.where(known, normals, 0) / np.where(known, length, 1) * np.array([1, -1, -1])[:, None, None]
+    colours = (127.5 * (shown + 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    return np.where(known[..., None], colours, np.uint8(NO_VALUE))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from siglip2_dense.contracts import IGNORE
-from siglip2_dense.files import atomic
-from siglip2_dense.viz.colours import Colour, colour_labels
+from siglip2_dense.viz.colours import NO_VALUE, Colour, colour_labels, colour_normals, colour_values
+from siglip2_dense.viz.layout import (
+    colour_bar,
+    enlarge,
+    grid,
+    legend,
+    normals_legend,
+    save_picture,
+    titled,
+)
+
+__all__ = ["depth_panel", "grid", "normals_panel", "save_picture", "segmentation_panel"]
 
 MIN_HEIGHT = 256  # pixels; smaller pictures are enlarged
+MAX_ENLARGED = 1024  # pixels; pictures with a colour bar are not enlarged beyond this width
+MIN_COLUMN = 240  # pixels; room for every title, and for two labels of any colour bar
 OPACITY = 0.6  # of the colours over the grey image
-MAX_LEGEND = 16  # names; the rest are counted
-FONT_SIZE, LINE, SWATCH, GAP = 14, 22, 14, 6  # pixels
+VALUES, ERRORS = "viridis", "magma"  # matplotlib's; perceptually uniform, and not to be taken for one another
+OUTLIERS = 1  # per cent of the pixels at either end that do not stretch a scale
 
 
 def segmentation_panel(
@@ -31,43 +42,120 @@ def segmentation_panel(
     Returns (h, w, 3) uint8. Raises ValueError when a map's size is not the image's or a class has no colour.
     """
     scale = max(1, -(-MIN_HEIGHT // image.shape[0]))
-    given = {"ground truth": labels, "prediction": prediction}
-    maps = {title: values for title, values in given.items() if values is not None}
-    pictures = [_titled("input", _enlarge(image, scale, Image.Resampling.BICUBIC))]
+    maps = _given(image, labels, prediction)
+    pictures = [titled("input", enlarge(image, scale, Image.Resampling.BICUBIC))]
     for title, values in maps.items():
-        if values.shape != image.shape[:2]:
-            raise ValueError(
-                f"the {title} is {values.shape}, but the image {image.shape[:2]}: resize one to the other."
-            )
         overlay = _overlay(image, colour_labels(values, palette))
-        pictures.append(_titled(title, _enlarge(overlay, scale, Image.Resampling.NEAREST)))
+        pictures.append(titled(title, enlarge(overlay, scale, Image.Resampling.NEAREST)))
     row = grid(pictures, columns=len(pictures))
-    legend = _legend(_by_frequency(list(maps.values())), class_names, palette, row.shape[1])
-    return np.concatenate([row, legend])
+    names = legend(_by_frequency(list(maps.values())), class_names, palette, row.shape[1])
+    return np.concatenate([row, names])
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures (h, w, 3) uint8, row by row, on white: each column as wide and each row as high as its largest."""
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
-    widths = [max(picture.shape[1] for picture in pictures[i::columns]) for i in range(len(rows[0]))]
-    canvas = np.full((sum(heights) + GAP * (len(heights) - 1), sum(widths) + GAP * (len(widths) - 1), 3), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            top, left = sum(heights[:i]) + GAP * i, sum(widths[:j]) + GAP * j
-            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return canvas
+def depth_panel(
+    image: np.ndarray, depth: np.ndarray | None, prediction: np.ndarray | None, unit: str = "m"
+) -> np.ndarray:
+    """Input, ground truth, prediction and, of both, their absolute error, each map over its colour bar.
+
+    The two maps share one scale, that of the truth's valid pixels if it has any, without the 1 % at either end.
+
+    image: (H, W, 3) uint8; depth, prediction: (H, W) floats in ``unit``, or None to leave the picture out. What is not
+    finite, and in the truth and the error also where the truth is not above 0, is grey. Returns (h, w, 3) uint8.
+    Raises ValueError when a map's size is not the image's.
+    """
+    maps = {title: values.astype(np.float64) for title, values in _given(image, depth, prediction).items()}
+    if depth is not None:
+        truth = maps["ground truth"]
+        truth[~(truth > 0)] = np.nan
+    scale = *_scale(maps.values()), VALUES
+    unit = f" {unit}" if unit else ""
+    shown = {title: (colour_values(values, *scale), (*scale, unit)) for title, values in maps.items()}
+    if len(maps) == 2:
+        error = np.abs(maps["prediction"] - maps["ground truth"])
+        scale = 0, _top(error, least=0.01 * scale[1]), ERRORS
+        shown["absolute error"] = colour_values(error, *scale), (*scale, unit)
+    return _with_bars(image, shown)
 
 
-def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write (h, w, 3) uint8 as PNG, whole or not at all."""
-    with atomic(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+def normals_panel(image: np.ndarray, normals: np.ndarray | None, prediction: np.ndarray | None) -> np.ndarray:
+    """Input, ground truth, prediction and, of both, the angle between them, above a ball as legend of the colours.
+
+    The package's normals (x right, y down, z into the scene) are drawn as published pictures draw them, x right, y up
+    and z towards the viewer: y and z change sign, and a wall facing the camera is light blue (128, 128, 255).
+
+    image: (H, W, 3) uint8; normals, prediction: (3, H, W) floats, or None to leave the picture out. The zero vector and
+    what is not finite is grey. Returns (h, w, 3) uint8. Raises ValueError when a map's size is not the image's.
+    """
+    given = _given(image, normals, prediction, channels=(3,))
+    maps = {title: values.astype(np.float64) for title, values in given.items()}
+    shown = {title: (colour_normals(values), None) for title, values in maps.items()}
+    if len(maps) == 2:
+        error = _angle(*maps.values())
+        known = error[np.isfinite(error)]
+        title = f"angular error, median {np.median(known):.1f}°" if known.size else "angular error"
+        scale = 0, _top(error, least=1), ERRORS
+        shown[title] = colour_values(error, *scale), (*scale, "°")
+    return grid([_with_bars(image, shown), normals_legend()], columns=1)
 
 
-def _enlarge(picture: np.ndarray, scale: int, kernel: Image.Resampling) -> np.ndarray:
-    height, width = picture.shape[:2]
-    return np.asarray(Image.fromarray(picture).resize((width * scale, height * scale), kernel))
+def _given(
+    image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None, channels: tuple[int, ...] = ()
+) -> dict[str, np.ndarray]:
+    """The maps that there are, by title. Raises ValueError unless they are (*channels, H, W)."""
+    maps = {title: v for title, v in (("ground truth", truth), ("prediction", prediction)) if v is not None}
+    size = (*channels, *image.shape[:2])
+    for title, values in maps.items():
+        if values.shape != size:
+            raise ValueError(f"the {title} is {values.shape}, but for this image {size}: resize one to the other.")
+    return maps
+
+
+def _scale(maps: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Least and greatest value to show: of the first map with a value above 0, and a tenth of it apart at least."""
+    for values in maps:
+        measured = values[np.isfinite(values) & (values > 0)]
+        if measured.size:
+            low, high = np.percentile(measured, (OUTLIERS, 100 - OUTLIERS))
+            middle, half = (low + high) / 2, max(high - low, 0.1 * high) / 2
+            return middle - half, middle + half
+    return 0.0, 1.0
+
+
+def _top(error: np.ndarray, least: float) -> float:
+    """Greatest error to show, ``least`` at least, so that a perfect prediction is not drawn as noise."""
+    known = error[np.isfinite(error)]
+    return max(np.percentile(known, 100 - OUTLIERS), least) if known.size else least
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(3, H, W) twice -> (H, W) degrees, NaN where either is the zero vector."""
+    with np.errstate(invalid="ignore"):
+        cosine = (a * b).sum(0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
+    return np.degrees(np.arccos(cosine.clip(-1, 1)))
+
+
+def _with_bars(image: np.ndarray, shown: dict[str, tuple[np.ndarray, tuple | None]]) -> np.ndarray:
+    """The input and pictures (H, W, 3) uint8 by title, with the arguments of their colour bars, if any.
+
+    They stand side by side, or wide ones one below another, and widened for titles and ticks where they are narrow.
+    """
+    height, width = image.shape[:2]
+    scale = max(1, min(-(-MIN_HEIGHT // height), MAX_ENLARGED // width))
+    column = max(width * scale, MIN_COLUMN)
+    pictures = [titled("input", _widened(enlarge(image, scale, Image.Resampling.BICUBIC), column))]
+    for title, (picture, bar) in shown.items():
+        parts = [_widened(enlarge(picture, scale, Image.Resampling.NEAREST), column)]
+        if bar is not None:
+            parts.append(colour_bar(*bar, width=column))
+        pictures.append(titled(title, grid(parts, columns=1)))
+    panel = grid(pictures, columns=1 if width > 2 * height else len(pictures))
+    if any((picture == NO_VALUE).all(-1).any() for picture, _ in shown.values()):
+        panel = np.concatenate([panel, legend([0], ["no value"], [NO_VALUE], panel.shape[1])])
+    return panel
+
+
+def _widened(picture: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
 
 
 def _overlay(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -80,32 +168,3 @@ def _by_frequency(maps: list[np.ndarray]) -> list[int]:
     """The classes of the maps without IGNORE, most pixels first."""
     values, counts = np.unique(np.concatenate([values.ravel() for values in maps] or [[]]), return_counts=True)
     return [int(value) for value in values[np.argsort(-counts, kind="stable")] if value != IGNORE]
-
-
-def _titled(title: str, picture: np.ndarray) -> np.ndarray:
-    strip = Image.new("RGB", (picture.shape[1], LINE), "white")
-    ImageDraw.Draw(strip).text((GAP, LINE // 2), title, "black", ImageFont.load_default(FONT_SIZE), anchor="lm")
-    return np.concatenate([np.asarray(strip), picture])
-
-
-def _legend(classes: list[int], names: Sequence[str], palette: list[Colour], width: int) -> np.ndarray:
-    """(h, width, 3) uint8: a swatch and a name for each class, in as many lines as they need."""
-    font = ImageFont.load_default(FONT_SIZE)
-    entries = [(names[i], tuple(palette[i])) for i in classes[:MAX_LEGEND]]
-    if len(classes) > MAX_LEGEND:
-        entries.append((f"+{len(classes) - MAX_LEGEND} more", None))
-    x, y, places = GAP, GAP, []
-    for name, colour in entries:
-        length = SWATCH + GAP + int(font.getlength(name)) + 3 * GAP
-        if x > GAP and x + length > width:
-            x, y = GAP, y + LINE
-        places.append((x, y, name, colour))
-        x += length
-    legend = Image.new("RGB", (width, y + LINE), "white")
-    draw = ImageDraw.Draw(legend)
-    for x, y, name, colour in places:
-        if colour is not None:
-            draw.rectangle((x, y, x + SWATCH - 1, y + SWATCH - 1), fill=colour)
-            x += SWATCH + GAP
-        draw.text((x, y + SWATCH // 2), name, "black", font, anchor="lm")
-    return np.asarray(legend)

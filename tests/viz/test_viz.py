@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from siglip2_dense.contracts import IGNORE
-from siglip2_dense.viz import panels
+from siglip2_dense.viz import layout
 from siglip2_dense.viz.colours import colour_labels, palette
 from siglip2_dense.viz.panels import grid, save_picture, segmentation_panel
 
@@ -45,27 +45,27 @@ def test_panel_shows_both_maps_over_the_grey_image():
     image = np.full((64, 96, 3), (100, 110, 120), np.uint8)
     panel = segmentation_panel(image, example(1), example(2), NAMES, COLOURS)
     widths = 96 * 4  # 64 pixels high are enlarged four times
-    row = panel[panels.LINE + 128]
-    assert panel.shape[1] == 3 * widths + 2 * panels.GAP
+    row = panel[layout.LINE + 128]
+    assert panel.shape[1] == 3 * widths + 2 * layout.GAP
     assert row[widths // 2].tolist() == [100, 110, 120]
-    assert row[widths + panels.GAP + widths // 2].tolist() == [164, 44, 44]  # 0.6 of (200, 0, 0) and 0.4 of 110
-    assert row[2 * (widths + panels.GAP) + widths // 2].tolist() == [44, 164, 44]
+    assert row[widths + layout.GAP + widths // 2].tolist() == [164, 44, 44]  # 0.6 of (200, 0, 0) and 0.4 of 110
+    assert row[2 * (widths + layout.GAP) + widths // 2].tolist() == [44, 164, 44]
 
 
 def test_panel_keeps_the_edges_of_maps_hard():
     labels = example(1)
     labels[:, 48:] = 2
     panel = segmentation_panel(np.zeros((64, 96, 3), np.uint8), labels, None, NAMES, COLOURS)
-    colours = {tuple(colour) for colour in panel[panels.LINE + 128, 96 * 4 + panels.GAP :].tolist()}
+    colours = {tuple(colour) for colour in panel[layout.LINE + 128, 96 * 4 + layout.GAP :].tolist()}
     assert colours == {(120, 0, 0), (0, 120, 0)}
 
 
 def swatches(panel, colours):
     """(line, x) of each colour's swatch below pictures 256 pixels high, None where it has none."""
-    legend = panel[panels.LINE + 256 :]
+    legend = panel[layout.LINE + 256 :]
     places = [np.argwhere((legend == np.array(colour)).all(-1)) for colour in colours]
-    whole = panels.SWATCH**2  # a few pixels of text may have any grey
-    return [(int(place[0, 0] // panels.LINE), int(place[0, 1])) if len(place) >= whole else None for place in places]
+    whole = layout.SWATCH**2  # a few pixels of text may have any grey
+    return [(int(place[0, 0] // layout.LINE), int(place[0, 1])) if len(place) >= whole else None for place in places]
 
 
 def test_legend_has_only_the_classes_in_the_maps():
@@ -92,7 +92,7 @@ def test_legend_goes_on_in_a_new_line_inside_the_panel():
     )
     places = swatches(panel, palette(9)[1:])
     assert len({line for line, _ in places}) > 1
-    assert all(x + panels.SWATCH <= panel.shape[1] for _, x in places)
+    assert all(x + layout.SWATCH <= panel.shape[1] for _, x in places)
 
 
 def test_panel_refuses_a_map_of_another_size():
@@ -108,7 +108,7 @@ def test_panel_of_a_large_image_is_not_enlarged():
 def test_grid_puts_pictures_in_rows():
     a, b, c = (np.full((2, 3, 3), value, np.uint8) for value in (1, 2, 3))
     picture = grid([a, b, c], columns=2)
-    step = panels.GAP
+    step = layout.GAP
     assert picture.shape == (4 + step, 6 + step, 3)
     assert (
         (picture[:2, :3] == 1).all() and (picture[:2, 3 + step :] == 2).all() and (picture[2 + step :, :3] == 3).all()
