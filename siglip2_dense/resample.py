@@ -1,7 +1,8 @@
 """Every interpolation of the package, by what is interpolated.
 
-Centres of pixels and cells are at half-integer coordinates throughout (``align_corners=False``). No other module calls
-``interpolate`` or ``cv2.resize``: classes must not be blended, and scores not in half precision.
+Centres of pixels and cells are at half-integer coordinates throughout (``align_corners=False``), except inside the
+published DPT heads (``stretch_features``). No other module calls ``interpolate`` or ``cv2.resize``: classes must not be
+blended, and scores not in half precision.
 """
 
 from __future__ import annotations
@@ -15,8 +16,24 @@ from siglip2_dense.contracts import Size
 
 
 def resize_logits(logits: Tensor, size: Size) -> Tensor:
-    """(B, K, h, w) of any float type -> (B, K, *size) float32, bilinear."""
+    """(B, K, h, w) scores, or predicted depths, of any float type -> (B, K, *size) float32, bilinear."""
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def resize_directions(maps: Tensor, size: Size) -> Tensor:
+    """(B, 3, h, w) directions of any length and float type -> (B, 3, *size) float32 unit vectors.
+
+    Unit vectors, bicubic, unit vectors again (the order of TIPS). The zero vector stays.
+    """
+    unit = _unit(maps.float())
+    if maps.shape[-2:] == tuple(size):
+        return unit
+    return _unit(F.interpolate(unit, size=size, mode="bicubic", align_corners=False))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """``F.normalize`` over the axis 1, several times faster."""
+    return vectors * vectors.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
 def resize_features(maps: Tensor, size: Size) -> Tensor:
@@ -27,6 +44,14 @@ def resize_features(maps: Tensor, size: Size) -> Tensor:
     if shrinks:
         return F.interpolate(maps, size=size, mode="area")
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def stretch_features(maps: Tensor, factor: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, factor h, factor w), bilinear; the corner cells stay the corners.
+
+    How DPT heads double their maps (``align_corners=True``); their published weights expect it.
+    """
+    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
 def resize_positions(table: Tensor, old: Size, new: Size, prefix: int) -> Tensor:
@@ -73,3 +98,26 @@ def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
     import cv2
 
     return cv2.resize(labels.astype(np.int32), (size[1], size[0]), interpolation=cv2.INTER_NEAREST).astype(labels.dtype)
+
+
+def warp_image(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, each point moved by the affine ``matrix`` (2, 3); bilinear, black comes in from outside."""
+    import cv2
+
+    half = np.full(2, 0.5)  # OpenCV counts from the centre of the first pixel
+    shift = matrix[:, :2] @ half + matrix[:, 2] - half
+    return cv2.warpAffine(image, np.column_stack([matrix[:, :2], shift]), image.shape[1::-1], flags=cv2.INTER_LINEAR)
+
+
+def warp_places(size: Size, matrix: np.ndarray) -> np.ndarray:
+    """(*size) int64: for each pixel of the image moved by ``matrix``, as above, the number of the old pixel that its
+    centre lies in, row by row, or -1 outside; for what must not be blended.
+    """
+    height, width = size
+    y, x = np.ogrid[:height, :width]
+    back = np.linalg.inv(matrix[:, :2])
+    origin = back @ (0.5 - matrix[:, 2])  # where the first pixel's centre comes from
+    column = np.floor(back[0, 0] * x + back[0, 1] * y + origin[0]).astype(np.int64)
+    row = np.floor(back[1, 0] * x + back[1, 1] * y + origin[1]).astype(np.int64)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return np.where(inside, row * width + column, -1)

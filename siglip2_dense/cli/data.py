@@ -1,4 +1,4 @@
-"""Data sets: fetch and lay out, verify, and look at samples with their labels as training sees them."""
+"""Data sets: fetch and lay out, verify, and look at samples with their targets as training sees them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python tools/data.py prepare ade20k
   python tools/data.py verify pascal --all
   python tools/data.py verify folder --root my_set --ignore 11 255
+  python tools/data.py verify rgbd --root my_depth --invalid 65535
   python tools/data.py show configs/probe_ade20k.py --split train --count 8
 """
 
@@ -25,17 +26,25 @@ def main(argv: list[str] | None = None) -> None:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     preparing = verbs.add_parser("prepare", help="fetch a published set, lay it out and verify it; can be interrupted")
-    verifying = verbs.add_parser("verify", help="count files, compare sizes, check labels; exit code 1 on a problem")
-    showing = verbs.add_parser("show", help="draw samples with their labels, after the transforms, as one PNG")
+    verifying = verbs.add_parser(
+        "verify", help="count files, compare sizes, check labels, depth and normals; exit code 1 on a problem"
+    )
+    showing = verbs.add_parser("show", help="draw samples with their targets, after the transforms, as one PNG")
     for verb in (preparing, verifying):
-        verb.add_argument("name", help="ade20k, pascal, generated, or folder for your own set")
+        verb.add_argument(
+            "name",
+            help="ade20k, pascal, nyuv2, nyuv2_labelled, nyuv2_geonet, navi or generated; for your own images: folder, "
+            "with labels, or rgbd, with depth",
+        )
     showing.add_argument("name", help="a data set as above, without transforms, or a config, with its own")
     for verb in (preparing, verifying, showing):
         verb.add_argument("--root", metavar="DIR", help="the set's folder; default below $SIGLIP2_DENSE_DATA or ./data")
     for verb in (verifying, showing):
         verb.add_argument("--ignore", type=int, nargs="+", metavar="N", help="folder: labels that do not count; 255")
-    verifying.add_argument("--all", action="store_true", help="read every image and label file in full, not a sample")
-    showing.add_argument("--split", default="train", help="of a config: train, val or test; default train")
+        verb.add_argument("--invalid", type=int, nargs="+", metavar="N", help="rgbd: depth in the files that is none")
+        verb.add_argument("--scale", type=float, metavar="S", help="rgbd: what a metre is in the files; default 1000")
+    verifying.add_argument("--all", action="store_true", help="read every image and its targets in full, not a sample")
+    showing.add_argument("--split", default="train", help="of the set; of a config train, val or test; default train")
     showing.add_argument("--count", type=int, default=8, metavar="N", help="samples, spread over the split; default 8")
     showing.add_argument("--out", metavar="FILE.png", help="default work_dirs/show_NAME_SPLIT.png")
     arguments = parser.parse_args(argv)
@@ -50,9 +59,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from siglip2_dense.data.prepare import verify
+    from siglip2_dense.data.verify import verify
 
-    if not verify(arguments.name, arguments.root, arguments.ignore or (255,), arguments.all):
+    if not verify(arguments.name, arguments.root, arguments.all, **_options(arguments)):
         raise UserError(f"{arguments.name} is not well; the problems are listed above.")
 
 
@@ -66,24 +75,36 @@ def _show(arguments: argparse.Namespace) -> None:
     count = min(arguments.count, len(dataset))
     samples = [dataset[i * len(dataset) // count] for i in range(count)]
     out = arguments.out or f"work_dirs/show_{Path(arguments.name).stem}_{arguments.split}.png"
-    save_picture(out, grid([_panel(sample, dataset.classes) for sample in samples], columns=min(count, 2)))
+    save_picture(out, grid([_panel(sample, dataset) for sample in samples], columns=min(count, 2)))
     print(f"{out}, row by row:", *(sample.path for sample in samples), sep="\n  ")
+
+
+def _options(arguments: argparse.Namespace) -> dict:
+    """How to read a set of the user's own, as far as the command says."""
+    given = {name: getattr(arguments, name) for name in ("ignore", "invalid", "scale")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _settings(arguments: argparse.Namespace) -> dict:
     """What the data set is built from: the config's own with its transforms, or a bare set."""
-    from siglip2_dense.data.prepare import SETS, folder_root
+    from siglip2_dense.data.recipes import SETS, find_root, own_targets
 
-    if arguments.name in SETS:
-        settings = {"type": SETS[arguments.name], "split": arguments.split}
-        if arguments.name == "folder":
-            folder_root(arguments.root)
-        if arguments.name == "generated":
+    name = arguments.name
+    if name in SETS:
+        settings = {"type": SETS[name], "split": arguments.split}
+        if name == "generated":
             settings["length"] = arguments.count
+        elif name == "folder":
+            find_root(name, arguments.root)
+        elif name == "rgbd":
+            root = find_root(name, arguments.root)
+            normals = ("normals",) if (root / "intrinsics.txt").exists() else ()
+            settings["targets"] = (*own_targets(root), *normals)
     else:
-        settings = _of_config(arguments.name, arguments.split, SETS)
-    given = {"root": arguments.root, "ignore": arguments.ignore}
-    return settings | {key: value for key, value in given.items() if value is not None}
+        settings = _of_config(name, arguments.split, SETS)
+    if arguments.root is not None:
+        settings["root"] = arguments.root
+    return settings | _options(arguments)
 
 
 def _of_config(name: str, split: str, sets: dict) -> dict:
@@ -101,15 +122,32 @@ def _of_config(name: str, split: str, sets: dict) -> dict:
     return {"seed": config.get("seed", 0), **loaders[split].dataset}
 
 
-def _panel(sample, classes):
-    """(h, w, 3) uint8; where a test's labels stayed at the size that was read, they are brought to the image's."""
+def _panel(sample, dataset):
+    """(h, w, 3) uint8: a row for each target, which is brought to the image's size where a test left it at its own."""
+    import numpy as np
+
+    from siglip2_dense.tasks.segmentation import Segmentation
+    from siglip2_dense.viz.panels import depth_panel, grid, normals_panel, segmentation_panel
+
+    image = sample.image.permute(1, 2, 0).numpy()
+    rows = []
+    if sample.labels is not None:
+        labels = _fitted(sample.labels[None], image.shape[:2])[0]
+        rows.append(segmentation_panel(image, labels, None, dataset.classes, Segmentation(dataset.classes).palette))
+    if sample.depth is not None:
+        depth = _fitted(sample.depth, image.shape[:2])[0]
+        rows.append(depth_panel(image, depth, None, getattr(dataset, "unit", "m")))
+    if sample.normals is not None:
+        rows.append(normals_panel(image, _fitted(sample.normals, image.shape[:2]), None))
+    return np.pad(grid(rows, columns=1), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
+
+
+def _fitted(values, size):
+    """(C, H, W) tensor -> (C, *size) array, from the same pixels that labels are taken from."""
     import numpy as np
 
     from siglip2_dense.resample import resize_labels
-    from siglip2_dense.tasks.segmentation import Segmentation
-    from siglip2_dense.viz.panels import segmentation_panel
 
-    image = sample.image.permute(1, 2, 0).numpy()
-    labels = None if sample.labels is None else resize_labels(sample.labels.numpy(), image.shape[:2])
-    panel = segmentation_panel(image, labels, None, classes, Segmentation(classes).palette)
-    return np.pad(panel, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
+    height, width = values.shape[1:]
+    places = resize_labels(np.arange(height * width).reshape(height, width), size)
+    return values.numpy().reshape(len(values), -1)[:, places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from siglip2_dense.contracts import IGNORE, Sample, Size
+from siglip2_dense.data.geometry import check_intrinsics
 from siglip2_dense.data.reading import read_image, read_labels
 from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.registry import TRANSFORMS, build
@@ -34,24 +36,38 @@ def files_in(folder: Path, suffixes: set[str]) -> list[str]:
     )
 
 
+def chosen_targets(name: str, targets: str | Sequence[str], known: Sequence[str] = ("depth", "normals")) -> tuple:
+    """The targets that were asked for; raises UserError for none, or one that the set ``name`` does not have."""
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    for target in targets:
+        if target not in known:
+            raise UserError(f"{name} has no target {target!r}: {nearest(target, known, ', '.join(known))}")
+    if not targets:
+        raise UserError(f"{name}: targets is empty; name one or more of {', '.join(known)}.")
+    return targets
+
+
 class PixelDataset(Dataset):
     """Images with targets for each pixel.
 
-    A subclass gives ``name``, ``classes``, ``splits`` and ``folder`` (its place below the data root), and
+    A subclass gives ``name``, ``classes``, ``splits``, ``folder`` (its place below the data root) and ``targets`` (what
+    its samples have out of "labels", "depth" and "normals"), and
 
     - ``find() -> entries``, what ``root`` holds of ``split``; an entry is the names of its files below ``root``, the
       image first and the labels, if any, last;
-    - ``read(entry) -> Sample``, untransformed, with IGNORE where a pixel does not count.
+    - ``read(entry) -> Sample``, untransformed, with IGNORE, 0 or the zero vector where a pixel does not count;
+    - ``source(entry, target)`` where the targets come from several files.
 
     ``transforms`` are callables ``t(sample, rng) -> Sample`` or their configs. An item is an index (then it is of epoch
     0) or a pair (epoch, index); what the transforms draw depends on (seed, epoch, index) and on nothing else.
-    Raises UserError when the root is missing, the split unknown or empty, a target has another size than its image, or
-    a label is no class.
+    Raises UserError when the root is missing, the split unknown or empty, a target has another size than its image, a
+    label is no class, a depth or a normal none, or an image without any depth.
     """
 
     name: str
     folder: str = ""
     classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "val")
     first_label = 0  # how the files call class 0
 
@@ -96,9 +112,43 @@ class PixelDataset(Dataset):
             if not path.exists():
                 raise UserError(f"{self.name} is not there or not complete, looked in {path}; {self.remedy('prepare')}")
 
+    def missing(self, problem: str, remedy: str) -> None:
+        """Told of each file that a split lacks; raises UserError. To verify a set is to collect them instead."""
+        raise UserError(f"{problem}; {remedy}")
+
+    def matches(
+        self, images: str, targets: dict[str, str], names: Sequence[str] | None = None
+    ) -> list[tuple[str, ...]]:
+        """(image, its file of each target) below the root for the named images, or all, of the folder ``images``.
+
+        targets: {what it is: folder}; there, an image's file is STEM.png. An image that is not there or lacks a file
+        goes to ``missing`` and is left out.
+        """
+        self.require(images, *targets.values())
+        listing = files_in(self.root / images, IMAGE_SUFFIXES)
+        present = set(listing)
+        partners = {folder: set(files_in(self.root / folder, {".png"})) for folder in targets.values()}
+        found = []
+        for name in listing if names is None else names:
+            image, partner = f"{images}/{name}", f"{Path(name).stem}.png"
+            lacking = [target for target, folder in targets.items() if partner not in partners[folder]]
+            if name not in present:
+                self.missing(f"{self.root / image} is listed but not there", self.remedy("verify"))
+            elif lacking:
+                where = self.root / targets[lacking[0]] / partner
+                problem = f"{self.root / image} has no {lacking[0]}, looked for {where}"
+                self.missing(problem, "add the file or remove the image.")
+            else:
+                found.append((image, *(f"{folder}/{partner}" for folder in targets.values())))
+        return found
+
     def files(self, entry) -> list[Path]:
         """The files that an entry is read from, the image first."""
         return [self.root / name for name in entry]
+
+    def source(self, entry, target: str) -> Path:
+        """The one of an entry's files that an error of this target is about."""
+        return self.files(entry)[-1]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -108,29 +158,36 @@ class PixelDataset(Dataset):
         index = range(len(self))[index]
         entry = self.entries[index]
         sample = self.read(entry)
-        self._check(sample, self.files(entry))
+        self._check(sample, entry)
         sample = replace(sample, index=index, original_size=_size(sample.image), path=str(self.files(entry)[0]))
         rng = np.random.default_rng([self.seed, epoch, index])
         for transform in self.transforms:
             sample = transform(sample, rng)
         return _contiguous(sample)
 
-    def _check(self, sample: Sample, files: list[Path]) -> None:
-        for name in MAPS:
-            target = getattr(sample, name)
-            if target is not None and _size(target) != _size(sample.image):
-                sizes = [f"{height}x{width}" for height, width in (_size(sample.image), _size(target))]
+    def _check(self, sample: Sample, entry) -> None:
+        image = self.files(entry)[0]
+        found = {name: self.source(entry, name) for name in MAPS if getattr(sample, name) is not None}
+        for name, where in found.items():
+            sizes = _size(sample.image), _size(getattr(sample, name))
+            if sizes[0] != sizes[1]:
+                sizes = [f"{height}x{width}" for height, width in sizes]
                 raise UserError(
-                    f"{files[0]} is {sizes[0]} pixels (height x width) but its {name}, {files[-1]}, are {sizes[1]}; "
+                    f"{image} is {sizes[0]} pixels (height x width) but its {name}, {where}, are {sizes[1]}; "
                     "replace the file that is wrong."
                 )
-        if sample.labels is None:
-            return
-        low, high = (int(value) for value in torch.aminmax(sample.labels))
+        for name, check in (("labels", self._check_labels), ("depth", _check_depth), ("normals", _check_normals)):
+            if name in found:
+                check(getattr(sample, name), found[name])
+        if sample.intrinsics is not None:
+            check_intrinsics(sample.intrinsics, f"{image}: its camera")
+
+    def _check_labels(self, labels: Tensor, where: Path) -> None:
+        low, high = (int(value) for value in torch.aminmax(labels))
         count, first = len(self.classes), self.first_label
         if low < IGNORE or high >= count:
             raise UserError(
-                f"{files[-1]}: holds the label {(high if high >= count else low) + first}, but {self.name} has {count} "
+                f"{where}: holds the label {(high if high >= count else low) + first}, but {self.name} has {count} "
                 f"classes, {first} to {count - 1 + first}; correct the file, the class list or the ignored labels."
             )
 
@@ -149,37 +206,50 @@ class LabelledImages(PixelDataset):
     In the files, the numbers ``ignore`` do not count, and ``first_label`` is class 0.
     """
 
+    targets = ("labels",)
     ignore: tuple[int, ...] = ()
 
-    def pairs(self, images: str, labels: str, names: Sequence[str] | None = None) -> list[tuple[str, str]]:
-        """(image, labels) below the root for the named images, or all, of one folder; labels are the other's STEM.png.
+    def pairs(self, images: str, labels: str, names: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+        """(image, labels) as in ``matches``."""
+        return self.matches(images, {"labels": labels}, names)
 
-        Raises UserError when an image or its labels are missing.
-        """
-        self.require(images, labels)
-        present = files_in(self.root / images, IMAGE_SUFFIXES)
-        names = present if names is None else names
-        present, labelled = set(present), set(files_in(self.root / labels, {".png"}))
-        found = []
-        for name in names:
-            image, target = f"{images}/{name}", f"{labels}/{Path(name).stem}.png"
-            if name not in present:
-                raise UserError(f"{self.root / image} is listed but not there; {self.remedy('verify')}")
-            if Path(target).name not in labelled:
-                raise UserError(
-                    f"{self.root / image} has no labels, looked for {self.root / target}; add them or remove the image."
-                )
-            found.append((image, target))
-        return found
+    def read(self, entry: tuple[str, ...]) -> Sample:
+        image, labels = self.files(entry)
+        return Sample(image=image_tensor(image), labels=self.read_classes(labels))
 
-    def read(self, entry: tuple[str, str]) -> Sample:
-        image, target = self.files(entry)
-        values = read_labels(target)
+    def read_classes(self, path: Path) -> Tensor:
+        """(H, W) int64 classes from 0, or IGNORE, of a label file."""
+        values = read_labels(path)
         labels = values - self.first_label
         for number in self.ignore:
             labels[values == number] = IGNORE
-        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)
-        return Sample(image=pixels, labels=torch.from_numpy(labels).long())
+        return torch.from_numpy(labels).long()
+
+
+def image_tensor(path: Path) -> Tensor:
+    """(3, H, W) uint8 RGB of a file, in memory as an (H, W, 3) array, as the transforms want it."""
+    return torch.from_numpy(read_image(path)).permute(2, 0, 1)
+
+
+def _check_depth(depth: Tensor, where: Path) -> None:
+    low, high = (float(value) for value in torch.aminmax(depth))  # both NaN if one is
+    if not 0 <= low <= high < math.inf:
+        raise UserError(
+            f"{where}: holds depth from {low:g} to {high:g}, but depth is finite and above 0, or 0 for none; correct "
+            "the file."
+        )
+    if high == 0:
+        raise UserError(f"{where}: has no depth at any pixel; remove it and its image, or correct what is invalid.")
+
+
+def _check_normals(normals: Tensor, where: Path) -> None:
+    length = normals.square().sum(0).sqrt()  # torch's own norm is a hundred times slower along the first axis
+    wrong = ~((length - 1).abs() <= 1e-2) & (length != 0)
+    if wrong.any():
+        raise UserError(
+            f"{where}: holds a normal of length {length[wrong][0]:.3g}, but they have length 1, or 0 where there is "
+            "none; correct the file."
+        )
 
 
 def _size(values: Tensor) -> Size:

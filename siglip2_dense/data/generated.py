@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from siglip2_dense.contracts import Sample, Size
-from siglip2_dense.data.base import PixelDataset
+from siglip2_dense.data.base import MAPS, PixelDataset
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import DATASETS
@@ -21,6 +21,7 @@ class GeneratedScenes(PixelDataset):
 
     name = "generated"
     classes = CLASSES["generated"]
+    targets = MAPS
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from mmengine.dist import get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from siglip2_dense.contracts import Sample
+
+TARGETS = ("labels", "depth", "normals", "boxes")  # the fields of a sample that a task may be after
 
 
 class StepSampler(Sampler):
@@ -58,11 +61,17 @@ class RankSampler(Sampler):
         return len(self.indices)
 
 
-def collate(samples: Sequence[Sample]) -> dict:
-    """A batch: images as a list, since their sizes differ, and the samples without them, so that none travels twice."""
+def collate(samples: Sequence[Sample], targets: Sequence[str] | None = None) -> dict:
+    """A batch: images as a list, since their sizes differ, and the samples without them, so that none travels twice.
+
+    targets: names out of TARGETS; the samples keep these alone, none = all they have.
+    """
+    dropped = {"image": None} if targets is None else dict.fromkeys({"image", *TARGETS} - set(targets))
+    if "boxes" in dropped:
+        dropped["box_names"] = ()
     return {
         "inputs": [sample.image for sample in samples],
-        "data_samples": [replace(sample, image=None) for sample in samples],
+        "data_samples": [replace(sample, **dropped) for sample in samples],
     }
 
 
@@ -73,15 +82,23 @@ def worker_init(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def train_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int) -> DataLoader:
-    """Endless batches of ``batch_size`` for this rank, in an order that depends on ``seed`` alone."""
+def train_loader(
+    dataset: Dataset, batch_size: int, num_workers: int, seed: int, targets: Sequence[str] | None = None
+) -> DataLoader:
+    """Endless batches of ``batch_size`` for this rank, in an order that depends on ``seed`` alone.
+
+    targets: as in ``collate``; what no task asks for does not travel from worker to trainer.
+    """
     sampler = StepSampler(len(dataset), batch_size, seed, get_rank(), get_world_size())
-    return _loader(dataset, sampler, batch_size, num_workers)
+    return _loader(dataset, sampler, batch_size, num_workers, targets)
 
 
-def test_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader:
-    """This rank's part of the data set, once and in order."""
-    return _loader(dataset, RankSampler(len(dataset), get_rank(), get_world_size()), batch_size, num_workers)
+def test_loader(
+    dataset: Dataset, batch_size: int, num_workers: int, targets: Sequence[str] | None = None
+) -> DataLoader:
+    """This rank's part of the data set, once and in order; ``targets`` as in ``train_loader``."""
+    sampler = RankSampler(len(dataset), get_rank(), get_world_size())
+    return _loader(dataset, sampler, batch_size, num_workers, targets)
 
 
 def stop_workers(loader: DataLoader) -> None:
@@ -91,13 +108,15 @@ def stop_workers(loader: DataLoader) -> None:
         running._shutdown_workers()
 
 
-def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, num_workers: int) -> DataLoader:
+def _loader(
+    dataset: Dataset, sampler: Sampler, batch_size: int, num_workers: int, targets: Sequence[str] | None
+) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, targets=targets),
         worker_init_fn=worker_init,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

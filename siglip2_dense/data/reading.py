@@ -1,8 +1,8 @@
-"""Image files to arrays: pixels are always RGB, and labels are always the stored numbers, never colours."""
+"""Image files to arrays: pixels are always RGB, labels and depth always the stored numbers, never colours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from siglip2_dense.errors import UserError
 
+DEPTH_MODES = ("I;16", "I;16B", "I")  # Pillow's names of one channel of 16 bits; its versions differ
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # Pillow's names of one channel: 8 bits, palette, 1, 32 and 16 bits
 
 
@@ -48,3 +49,20 @@ def read_labels(path: str | Path) -> np.ndarray:
                 f"{path}: holds colours ({image.mode}), not class numbers; save labels as a single channel or palette."
             )
         return np.array(image).astype(np.int32)
+
+
+def read_depth(path: str | Path, scale: float = 1000.0, invalid: Sequence[int] = ()) -> np.ndarray:
+    """(H, W) float32, the numbers of a 16-bit PNG of one channel divided by ``scale``; 0 where there is no depth.
+
+    invalid: stored numbers that mean "none", as 0 always does. Raises UserError naming the file when it is missing,
+    damaged, has colours or only 8 bits.
+    """
+    with _opened(path) as image:
+        if image.mode not in DEPTH_MODES:
+            raise UserError(
+                f"{path}: holds {image.mode} pixels, not depth; save depth as a PNG of one channel with 16 bits."
+            )
+        stored = np.array(image)
+    depth = stored / np.float32(scale)
+    depth[np.isin(stored, (0, *invalid))] = 0
+    return depth.astype(np.float32)

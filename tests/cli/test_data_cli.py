@@ -9,6 +9,9 @@ from PIL import Image
 
 from siglip2_dense.cli.common import run
 from siglip2_dense.cli.data import MARGIN, main
+from siglip2_dense.data.rgbd import RGBDFolder
+from siglip2_dense.viz.layout import GAP
+from siglip2_dense.viz.panels import depth_panel, normals_panel
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/data.py"
 CONFIG = """
@@ -95,15 +98,71 @@ def test_generated_scenes_are_drawn(tmp_path, monkeypatch, capsys):
     assert Path("work_dirs/show_generated_train.png").is_file()
 
 
+RGBD_CONFIG = """
+seed = 0
+model = dict(encoder=dict(type="FrozenEncoder", name="efficientnet-lite0"))
+val_dataloader = dict(dataset=dict(
+    type="RGBDFolder", root={root!r}, split="train", targets=("depth", "normals"),
+    transforms=[dict(type="ResizeShortSide", short=120)]))
+"""
+
+
+@pytest.fixture
+def rgbd(tmp_path):
+    """A slope from 1 m on the left to 2.5 m on the right, without depth at the top."""
+    root = tmp_path / "captures"
+    depth = np.tile(np.linspace(1000, 2500, 80).astype(np.uint16), (60, 1))
+    depth[:5] = 0
+    for kind, array in (("images", np.full((60, 80, 3), 90, np.uint8)), ("depth", depth)):
+        path = root / kind / "train/a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(array).save(path)
+    (root / "intrinsics.txt").write_text("80 0 40\n0 80 30\n0 0 1\n")
+    return root
+
+
+def _is_at(drawn, panel, top):
+    place = drawn[top : top + panel.shape[0], MARGIN : MARGIN + panel.shape[1]]
+    return place.shape == panel.shape and (place == panel).all()
+
+
+def test_depth_and_normals_are_drawn_below_each_other(rgbd, tmp_path, capsys):
+    drawn = _show(capsys, "rgbd", "--root", rgbd, "--out", tmp_path / "a.png")
+    sample = RGBDFolder(rgbd, "train", targets=("depth", "normals"))[0]
+    image = sample.image.permute(1, 2, 0).numpy()
+    depth = depth_panel(image, sample.depth[0].numpy(), None)
+    normals = normals_panel(image, sample.normals.numpy(), None)
+    assert _is_at(drawn, depth, MARGIN) and _is_at(drawn, normals, MARGIN + depth.shape[0] + GAP)
+    (rgbd / "intrinsics.txt").unlink()  # without a camera there are no normals
+    drawn = _show(capsys, "rgbd", "--root", rgbd, "--out", tmp_path / "a.png")
+    assert drawn.shape[0] == depth.shape[0] + 2 * MARGIN
+    drawn = _show(capsys, "rgbd", "--root", rgbd, "--scale", 500, "--invalid", 2000, "--out", tmp_path / "a.png")
+    other = RGBDFolder(rgbd, "train", scale=500.0, invalid=2000)[0].depth[0].numpy()
+    assert _is_at(drawn, depth_panel(image, other, None), MARGIN)
+
+
+def test_maps_that_stay_at_their_size_are_brought_to_the_image(rgbd, tmp_path, capsys):
+    config = tmp_path / "look.py"
+    config.write_text(RGBD_CONFIG.format(root=str(rgbd)))
+    drawn = _show(capsys, config, "--split", "val", "--out", tmp_path / "a.png")
+    sample = RGBDFolder(rgbd, "train")[0]
+    image = np.full((120, 160, 3), 90, np.uint8)
+    twice = sample.depth[0].numpy().repeat(2, 0).repeat(2, 1)  # nothing is blended at the edge of the hole
+    assert _is_at(drawn, depth_panel(image, twice, None), MARGIN)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["prepare", "folder"], "error: a folder of your own is not downloaded"),
         (["verify", "pascall"], "error: data set 'pascall' is unknown: did you mean 'pascal'?"),
         (["verify", "ade20k", "--root", "/no"], "error: ade20k is not well; the problems are listed above."),
-        (["show", "generted"], "error: 'generted' is neither a data set nor a config: did you mean 'generated'?"),
+        (["show", "generted"], "error: 'generted' is neither a data set nor a config: did you mean 'generated'"),
         (["show", "generated", "--count", "0"], "error: --count 0: give 1 or more."),
         (["show", "folder"], "error: folder: give --root DIR; the layout is"),
+        (["show", "rgbd"], "error: rgbd: give --root DIR; the layout is"),
+        (["prepare", "rgbd"], "error: a folder of your own is not downloaded"),
+        (["show", "navi", "--root", "/no"], "error: navi is not there or not complete, looked in /no; run"),
         (["show", "probe_demo", "--split", "test"], "error: --split test: probe_demo has data for train, val."),
     ],
 )
@@ -119,3 +178,12 @@ def test_verify_takes_the_ignored_labels(folder, capsys):
     Image.fromarray(labels).save(path)
     assert run(main, ["verify", "folder", "--root", str(folder)]) == 1
     assert run(main, ["verify", "folder", "--root", str(folder), "--ignore", "9", "255", "--all"]) == 0
+
+
+def test_verify_takes_what_depth_is(rgbd):
+    path = rgbd / "depth/train/a.png"
+    depth = np.array(Image.open(path))
+    depth[-1] = 65535
+    Image.fromarray(depth).save(path)
+    assert run(main, ["verify", "rgbd", "--root", str(rgbd)]) == 1
+    assert run(main, ["verify", "rgbd", "--root", str(rgbd), "--invalid", "65535", "--scale", "5000"]) == 0

@@ -314,6 +314,53 @@ def test_labels_of_any_set_are_checked(labels, found):
         _Given(sample)[0]
 
 
+def test_sets_say_which_targets_they_have(ade, voc, folder):
+    for data in (ADE20K("train", ade), PascalVOC("val", voc), ImageFolder(folder, "train", ignore=[11, 255])):
+        assert data.targets == ("labels",) and data[0].labels is not None and data[0].depth is None
+    scenes = GeneratedScenes("train", 1, (24, 32))
+    assert set(scenes.targets) == {"labels", "depth", "normals"}
+    assert all(getattr(scenes[0], target) is not None for target in scenes.targets)
+
+
+def _measured(**values):
+    return _Given(Sample(image=torch.zeros(3, 2, 3), **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            [1, 2, -0.5, 0, 1, 1],
+            r"holds depth from -0\.5 to 2, but depth is finite and above 0, or 0 for none; correct",
+        ),
+        ([1, 2, float("inf"), 0, 1, 1], r"holds depth from 0 to inf, but depth is finite"),
+        ([1, 2, float("nan"), 0, 1, 1], r"holds depth from nan to nan, but depth is finite"),
+        ([0, 0, 0, 0, 0, 0], r"has no depth at any pixel; remove it and its image, or correct"),
+    ],
+)
+def test_depth_that_cannot_be_is_named(values, problem):
+    with pytest.raises(UserError, match=rf"^/given/target\.png: {problem}"):
+        _measured(depth=torch.tensor(values).float().reshape(1, 2, 3))[0]
+
+
+def test_normals_have_length_one_or_none():
+    normals = torch.zeros(3, 2, 3)
+    normals[2, 0], normals[0, 1, 0] = -1, 1.009
+    assert torch.equal(_measured(normals=normals)[0].normals, normals)
+    for length in (1.02, 0.5, float("nan"), float("inf")):
+        normals[0, 1, 0] = length
+        with pytest.raises(UserError, match=rf"target\.png: holds a normal of length {length:g}, but they"):
+            _measured(normals=normals)[0]
+
+
+def test_a_camera_is_a_pinhole():
+    assert _measured(intrinsics=torch.eye(3))[0].intrinsics is not None
+    with pytest.raises(UserError, match=r"/given/image\.png: its camera: has 3x4 numbers instead of 3x3"):
+        _measured(intrinsics=torch.eye(3, 4))[0]
+    with pytest.raises(UserError, match=r"/given/image\.png: its camera: .* is no pinhole camera"):
+        _measured(intrinsics=-torch.eye(3))[0]
+
+
 def test_sets_are_built_from_configs(ade):
     transforms = [{"type": "RandomCrop", "size": (4, 5)}, {"type": "RandomFlip", "p": 1.0}]
     data = build(DATASETS, {"type": "ADE20K", "split": "train", "root": str(ade), "transforms": transforms}, seed=3)

@@ -83,6 +83,42 @@ def test_a_batch_keeps_images_of_their_own_sizes():
     assert [tuple(image.shape) for image in batch["inputs"]] == [(3, 4, 5), (3, 6, 2)]
 
 
+def _complete():
+    maps = {"labels": torch.zeros(4, 5), "depth": torch.ones(1, 4, 5), "normals": torch.ones(3, 4, 5)}
+    boxes = {"boxes": torch.zeros(1, 4), "box_names": ("red box",)}
+    return Sample(image=torch.zeros(3, 4, 5), **maps, **boxes, intrinsics=torch.eye(3), path="a", index=3)
+
+
+@pytest.mark.parametrize("targets", [("depth",), ["labels", "normals"], ("boxes",), (), None])
+def test_only_wanted_targets_travel(targets):
+    whole = _complete()
+    (sample,) = collate([whole], targets)["data_samples"]
+    kept = {name for name in loading.TARGETS if getattr(sample, name) is not None}
+    assert kept == set(loading.TARGETS if targets is None else targets)
+    assert all(torch.equal(getattr(sample, name), getattr(whole, name)) for name in kept)
+    assert sample.box_names == (("red box",) if "boxes" in kept else ())
+    assert torch.equal(sample.intrinsics, torch.eye(3)) and (sample.path, sample.index) == ("a", 3)
+    assert whole.depth is not None and whole.image is not None  # the data set may keep it
+
+
+class _Complete(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, item):
+        return _complete()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_hand_on_what_is_wanted(workers):
+    test = loading.test_loader(_Complete(), 1, workers, ("normals",))
+    train = loading.train_loader(_Complete(), 1, workers, 0, ("normals",))
+    for batch in (*test, next(iter(train))):
+        (sample,) = batch["data_samples"]
+        assert sample.normals is not None and sample.labels is None and sample.depth is None
+    loading.stop_workers(train)
+
+
 def _batches(workers, steps=5, seed=3, skipped=0):
     loader = loading.train_loader(_Noise(), batch_size=3, num_workers=workers, seed=seed)
     loader.sampler.skip(skipped)

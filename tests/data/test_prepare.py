@@ -10,10 +10,13 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from siglip2_dense.data import prepare as module
+from siglip2_dense.data import conversion
+from siglip2_dense.data import verify as module
 from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.pascal import PascalVOC
-from siglip2_dense.data.prepare import prepare, verify
+from siglip2_dense.data.prepare import prepare
+from siglip2_dense.data.recipes import RECIPES
+from siglip2_dense.data.verify import verify
 from siglip2_dense.errors import UserError
 
 SIZE = (6, 8)
@@ -59,12 +62,12 @@ def _write_tar(path, files, mode):
 
 def _use(monkeypatch, name, counts, *paths):
     """Make the recipe fetch these files instead of the published ones."""
-    recipe = module.RECIPES[name]
+    recipe = RECIPES[name]
     archives = tuple(
         replace(archive, url=path.as_uri(), md5=md5(path.read_bytes()).hexdigest())
         for archive, path in zip(recipe.archives, paths, strict=True)
     )
-    monkeypatch.setitem(module.RECIPES, name, replace(recipe, archives=archives, counts=counts))
+    monkeypatch.setitem(RECIPES, name, replace(recipe, archives=archives, counts=counts))
 
 
 ADE = {
@@ -91,7 +94,7 @@ def ade_zip(tmp_path, monkeypatch):
 @pytest.fixture
 def ade(tmp_path, monkeypatch):
     _write(tmp_path / "ade", ADE)
-    monkeypatch.setitem(module.RECIPES, "ade20k", replace(module.RECIPES["ade20k"], counts={"train": 2, "val": 1}))
+    monkeypatch.setitem(RECIPES, "ade20k", replace(RECIPES["ade20k"], counts={"train": 2, "val": 1}))
     return tmp_path / "ade"
 
 
@@ -112,10 +115,15 @@ def pascal_archives(tmp_path, monkeypatch):
 
 
 def test_the_published_archives():
-    assert module.RECIPES["ade20k"].counts == {"train": 20210, "val": 2000}
-    assert module.RECIPES["pascal"].counts == {"train": 10582, "val": 1449}
-    archives = [archive for recipe in module.RECIPES.values() for archive in recipe.archives]
-    assert [archive.md5[:6] for archive in archives] == ["7328b3", "6cd6e1", "82b4d8"]
+    counts = {name: recipe.counts for name, recipe in RECIPES.items()}
+    assert counts["ade20k"] == {"train": 20210, "val": 2000}
+    assert counts["pascal"] == {"train": 10582, "val": 1449}
+    assert counts["nyuv2"] == {"train": 24231, "test": 654} and counts["nyuv2_labelled"] == {"train": 795, "test": 654}
+    assert counts["nyuv2_geonet"] == {"trainval": 30914, "train": 29368, "val": 1546}
+    assert RECIPES["navi"].objects == 34
+    archives = {archive for recipe in RECIPES.values() for archive in recipe.archives}
+    checksums = {archive.md5[:6] for archive in archives if archive.md5}
+    assert checksums == {"7328b3", "6cd6e1", "82b4d8", "520609", "08e3c3", "a390ad", "97fc4d"}
 
 
 def test_ade20k_is_fetched_and_laid_out(ade_zip, tmp_path, monkeypatch, capsys):
@@ -151,35 +159,36 @@ def test_pascal_is_joined_from_two_archives(pascal_archives, tmp_path):
 
 
 def test_an_interrupted_conversion_is_gone_on_from(pascal_archives, tmp_path, monkeypatch):
-    root, write = tmp_path / "VOC2012", module._write_mask
+    root, write = tmp_path / "VOC2012", conversion._write_mask
 
     def stop(path, content):
         if path.stem == "e1":
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(module, "_write_mask", stop)
+    monkeypatch.setattr(conversion, "_write_mask", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare("pascal", root)
     assert not (root / "ImageSets/Segmentation/aug.txt").exists()
     written = []
-    monkeypatch.setattr(module, "_write_mask", lambda path, content: (written.append(path.stem), write(path, content)))
+    monkeypatch.setattr(
+        conversion, "_write_mask", lambda path, content: (written.append(path.stem), write(path, content))
+    )
     assert prepare("pascal", root) and written == ["e1", "e2"]
 
 
 def test_sbd_without_its_lists_is_another_archive(pascal_archives, tmp_path):
     _write_tar(tmp_path / "other.tgz", {"dataset/cls/e1.mat": _mat(np.zeros(SIZE, np.uint8))}, "w:gz")
     with pytest.raises(UserError, match=r"other\.tgz has no lists dataset/train\.txt and val\.txt"):
-        module.add_sbd(tmp_path / "other.tgz", tmp_path)
+        conversion.add_sbd(tmp_path / "other.tgz", tmp_path)
 
 
 def test_sets_that_are_not_fetched(capsys):
     assert prepare("generated") and verify("generated")
     assert "nothing to prepare" in capsys.readouterr().out
-    with pytest.raises(
-        UserError, match=r"not downloaded: lay it out as DIR/images/SPLIT/.*classes\.txt.*verify folder"
-    ):
-        prepare("folder")
+    for name, part in (("folder", r"classes\.txt"), ("rgbd", r"intrinsics\.txt")):
+        with pytest.raises(UserError, match=rf"not downloaded: lay it out as DIR/.*{part}.*verify {name} --root"):
+            prepare(name)
     for function in (prepare, verify):
         with pytest.raises(UserError, match=r"data set 'ade20' is unknown: did you mean 'ade20k'\?"):
             function("ade20")
@@ -196,7 +205,7 @@ def test_a_whole_set_is_well(ade, capsys):
     [
         (
             {"images/training/d.jpg": _image()},
-            "d.jpg: has no labels, looked for {ade}/annotations/training/d.png; move",
+            "d.jpg has no labels, looked for {ade}/annotations/training/d.png; move",
         ),
         ({"annotations/training/a.png": _labels(1, (8, 6))}, "a.jpg is 6x8 pixels (height x width) but its labels, "),
         (
@@ -230,7 +239,7 @@ def test_a_listed_image_that_is_not_there_is_named(pascal_archives, tmp_path, ca
     assert prepare("pascal", tmp_path / "VOC2012")
     (tmp_path / "VOC2012/JPEGImages/e1.jpg").unlink()
     assert not verify("pascal", tmp_path / "VOC2012")
-    assert "JPEGImages/e1.jpg: listed but not there; move" in capsys.readouterr().out
+    assert "JPEGImages/e1.jpg is listed but not there; move" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -254,7 +263,7 @@ def test_a_sample_is_spread_evenly_and_all_are_all(folder, monkeypatch, capsys):
     monkeypatch.setattr(module, "SAMPLE", 5)
     _write(folder, {"labels/train/1.png": _labels([7])})
     assert verify("folder", folder, ignore=[9])  # it reads 0, 2, 4, 6 and 8
-    assert not verify("folder", folder, ignore=[9], all_labels=True)
+    assert not verify("folder", folder, ignore=[9], everything=True)
     _write(folder, {"labels/train/1.png": _labels([0], (3, 3))})
     assert not verify("folder", folder, ignore=[9])  # sizes are compared for all
     assert "3x3" in capsys.readouterr().out
@@ -271,6 +280,82 @@ def test_a_folder_needs_a_root_with_its_layout(tmp_path):
         verify("folder")
     with pytest.raises(UserError, match=rf"{tmp_path} has no folder images/SPLIT; the layout"):
         verify("folder", tmp_path)
+    with pytest.raises(UserError, match=r"rgbd: give --root DIR; the layout is .* 16 bits, millimetres"):
+        verify("rgbd")
+
+
+def test_an_option_that_a_set_does_not_have_is_named(folder, capsys):
+    assert not verify("folder", folder, invalid=[9])
+    assert "problem: ImageFolder has no setting 'invalid'" in capsys.readouterr().out
+
+
+def _depth(values, size=SIZE) -> bytes:
+    Image.fromarray(np.resize(np.asarray(values, np.uint16), size)).save(stream := io.BytesIO(), format="PNG")
+    return stream.getvalue()
+
+
+CAMERA = b"5 0 4\n0 5 3\n0 0 1\n"
+
+
+@pytest.fixture
+def rgbd(tmp_path):
+    """Depth of 1, 2 and 4 m and none, in equal parts, and of 3 m alone."""
+    files = {f"images/train/{name}.jpg": _image() for name in "ab"} | {"images/val/c.jpg": _image()}
+    files |= {f"depth/{name}.png": _depth([0, 1000, 2000, 4000]) for name in ("train/a", "val/c")}
+    _write(tmp_path / "captures", files | {"depth/train/b.png": _depth([3000]), "intrinsics.txt": CAMERA})
+    return tmp_path / "captures"
+
+
+def test_depth_of_one_s_own_is_summed_up(rgbd, capsys):
+    assert verify("rgbd", rgbd)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["train", "2", "-", "2", "0"] in lines
+    assert ["train", "87.5", "1.000", "2.500", "4.000"] in lines  # of the medians 2 and 3
+    assert ["val", "75.0", "1.000", "2.000", "4.000"] in lines
+    assert ["camera,", "pixels:", "fx", "5.0,", "fy", "5.0,", "cx", "4.0,", "cy", "3.0"] in lines
+    assert verify("rgbd", rgbd, scale=500.0, invalid=[4000])
+    assert ["val", "50.0", "2.000", "3.000", "4.000"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_labels_beside_depth_are_summed_up_too(rgbd, capsys):
+    labels = {f"labels/{name}.png": _labels([0, 1, 1, 9]) for name in ("train/a", "train/b", "val/c")}
+    _write(rgbd, labels | {"classes.txt": b"sky\nroad\n"})
+    assert verify("rgbd", rgbd, ignore=[9])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sky", "25.00", "25.00"] in lines and ["road", "50.00", "50.00"] in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"depth/val/c.png": _depth([1, 65535])}, "c.png: holds 65535, the greatest number of 16 bits, in 24 pixels, "),
+        ({"depth/val/c.png": _labels([1])}, "depth/val/c.png: holds L pixels, not depth; save"),
+        ({"depth/val/c.png": _depth([0])}, "depth/val/c.png: has no depth at any pixel"),
+        ({"depth/val/c.png": _depth([1], (8, 6))}, "c.jpg is 6x8 pixels (height x width) but its depth, "),
+        ({"images/val/d.jpg": _image()}, "d.jpg has no depth, looked for {root}/depth/val/d.png; add the file or"),
+        ({"intrinsics.txt": b"5 0 40\n0 5 3\n0 0 1"}, "intrinsics.txt: the camera's axis is at column 40"),
+        ({"intrinsics.txt": b"5 0 4"}, "numbers instead of 3x3"),
+    ],
+    ids=["marker", "8 bits", "no depth", "size", "missing", "other camera", "no camera"],
+)
+@pytest.mark.parametrize("everything", [False, True])
+def test_each_problem_of_depth_is_named(rgbd, change, problem, everything, capsys):
+    _write(rgbd, change)
+    assert not verify("rgbd", rgbd, everything)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert any(problem.format(root=rgbd) in line for line in told)
+
+
+def test_all_headers_of_depth_are_looked_at(rgbd, monkeypatch, capsys):
+    monkeypatch.setattr(module, "SAMPLE", 1)
+    _write(rgbd, {"depth/train/b.png": _labels([1])})
+    assert not verify("rgbd", rgbd)
+    assert "train/b.png: holds L pixels, not depth" in capsys.readouterr().out
+
+
+def test_a_marker_that_is_named_is_well(rgbd):
+    _write(rgbd, {"depth/val/c.png": _depth([1, 65535])})
+    assert verify("rgbd", rgbd, invalid=65535)
 
 
 def test_camvid_is_well(test_data, monkeypatch, capsys):

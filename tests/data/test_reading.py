@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_dense.data.reading import read_image, read_labels
+from siglip2_dense.data.reading import read_depth, read_image, read_labels
 from siglip2_dense.errors import UserError
 
 DATA = Path(os.environ.get("SIGLIP2_DENSE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -107,3 +107,38 @@ def test_coloured_labels_are_refused(tmp_path):
     Image.fromarray(_picture()).save(tmp_path / "colours.png")
     with pytest.raises(UserError, match=r"colours\.png: holds colours \(RGB\).*single channel or palette"):
         read_labels(tmp_path / "colours.png")
+
+
+def test_depth_is_the_stored_number_over_the_scale(tmp_path):
+    path = tmp_path / "depth.png"
+    cv2.imwrite(str(path), np.array([[0, 1, 255, 256], [1000, 40950, 65534, 65535]], np.uint16))
+    depth = read_depth(path)
+    assert depth.dtype == np.float32 and depth.shape == (2, 4)
+    assert depth.tolist() == [pytest.approx([0, 0.001, 0.255, 0.256]), pytest.approx([1, 40.95, 65.534, 65.535])]
+    assert read_depth(path, scale=256)[1, 0] == 1000 / 256
+    marked = read_depth(path, 1000, invalid=(65535, 256))
+    assert marked.tolist() == [pytest.approx([0, 0.001, 0.255, 0]), pytest.approx([1, 40.95, 65.534, 0])]
+    assert np.array_equal(read_depth(path, 1, (65535,)).astype(int), [[0, 1, 255, 256], [1000, 40950, 65534, 0]])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "RGBA"])
+def test_what_is_no_depth_is_refused(tmp_path, mode):
+    Image.fromarray(_picture()).convert(mode).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match=rf"grey\.png: holds {mode} pixels, not depth; save .* with 16 bits"):
+        read_depth(tmp_path / "grey.png")
+
+
+def test_deep_colours_are_no_depth(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((4, 5, 3), 4000, np.uint16))
+    with pytest.raises(UserError, match=r"deep\.png: holds RGB"):
+        read_depth(tmp_path / "deep.png")
+
+
+def test_depth_that_is_missing_or_cut_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.png: no such file"):
+        read_depth(tmp_path / "none.png")
+    path = tmp_path / "cut.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 9000, (64, 64)).astype(np.uint16))
+    path.write_bytes(path.read_bytes()[:-1500])
+    with pytest.raises(UserError, match=r"cut\.png: truncated or not a readable image"):
+        read_depth(path)

@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from siglip2_dense.contracts import IGNORE, Sample
+from siglip2_dense.data.geometry import fitted_normals
+from siglip2_dense.data.scenes import render
 from siglip2_dense.data.transforms import (
+    CenterCrop,
+    ColourJitter,
+    Crop,
+    GammaJitter,
     PhotoMetricDistortion,
     RandomCrop,
     RandomFlip,
     RandomResize,
+    RandomRotation,
     Resize,
     ResizeShortSide,
     fitted,
@@ -111,14 +118,28 @@ def test_resizes_for_tests_leave_the_targets(transform):
     assert ours.intrinsics[0, 0] == pytest.approx(50 * size[1] / 53)  # these are of the image
 
 
-@pytest.mark.parametrize("transform", [Resize((90, 17)), RandomResize(60, 70), RandomCrop((20, 30)), RandomFlip(1.0)])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Resize((90, 17)),
+        RandomResize(60, 70),
+        RandomCrop((20, 30)),
+        RandomFlip(1.0),
+        RandomRotation(40, 1.0),
+        Crop(3, 5, 30, 20),
+        CenterCrop((20, 31)),
+    ],
+)
 def test_no_transform_invents_a_class_or_a_measurement(transform):
     sample = _sample((37, 53), measured=True)
     sample.labels[sample.labels == 2] = 4
     ours = transform(sample, _rng())
     assert set(ours.labels.unique().tolist()) <= {IGNORE, 0, 1, 3, 4}
     assert set(ours.depth.unique().tolist()) <= set(sample.depth.unique().tolist())
-    assert torch.allclose(ours.normals.norm(dim=0), torch.ones(ours.normals.shape[1:]))
+    outside = (ours.normals == 0).all(0)  # brought in by a rotation alone
+    assert outside.any() == isinstance(transform, RandomRotation)
+    assert (ours.labels[outside] == IGNORE).all() and (ours.depth[0, outside] == 0).all()
+    assert torch.allclose(ours.normals.norm(dim=0), (~outside).float())
     sizes = {tuple(values.shape[-2:]) for values in (ours.image, ours.labels, ours.depth, ours.normals)}
     assert len(sizes) == 1
 
@@ -139,7 +160,9 @@ def _project(sample, point):
     return column, row
 
 
-@pytest.mark.parametrize("transform", [Resize((74, 53)), RandomCrop((20, 30)), RandomFlip(1.0)])
+@pytest.mark.parametrize(
+    "transform", [Resize((74, 53)), RandomCrop((20, 30)), RandomFlip(1.0), Crop(10, 15, 20, 35), CenterCrop((21, 30))]
+)
 def test_boxes_and_cameras_follow_the_pixels(transform):
     height, width = 37, 53
     sample = _sample((height, width), measured=True)
@@ -208,9 +231,38 @@ def test_a_crop_looks_for_a_mixture_but_not_for_ever():
 
 def test_random_transforms_refuse_targets_of_another_size():
     sample = ResizeShortSide(20)(_sample((37, 53)), _rng())
-    for transform in (RandomCrop((5, 5)), RandomFlip(1.0), RandomResize(10), Resize((5, 5))):
+    crops = (RandomCrop((5, 5)), Crop(0, 0, 5, 5), CenterCrop((5, 5)))
+    for transform in (*crops, RandomFlip(1.0), RandomResize(10), Resize((5, 5)), RandomRotation(5, 1.0)):
         with pytest.raises(UserError, match=r"image and targets have different sizes \[\(20, 29\), \(37, 53\)\]"):
             transform(sample, _rng())
+
+
+def test_fixed_crops_take_their_window_and_count_as_what_was_read():
+    sample = _sample((37, 53), measured=True)
+    sample.original_size = (37, 53)
+    ours = Crop(4, 7, 30, 20)(sample, _rng())
+    for name in ("image", "labels", "depth", "normals"):
+        assert torch.equal(getattr(ours, name), getattr(sample, name)[..., 4:34, 7:27])
+    assert ours.original_size == (30, 20)
+    assert torch.allclose(ours.intrinsics[:2, 2], sample.intrinsics[:2, 2] - torch.tensor([7.0, 4.0]))
+    assert torch.equal(ours.intrinsics[:, :2], sample.intrinsics[:, :2])
+    middle = CenterCrop((20, 99))(sample, _rng())  # a side that is shorter is taken whole
+    assert torch.equal(middle.labels, sample.labels[8:28]) and middle.original_size == (20, 53)
+    wide = Sample(image=torch.arange(640, dtype=torch.int32).expand(3, 480, 640))
+    assert CenterCrop((480, 480))(wide, _rng()).image[0, 0, [0, -1]].tolist() == [80, 559]
+    assert Crop(45, 43, 427, 565)(wide, _rng()).image.shape == (3, 427, 565)
+    assert RandomCrop((5, 5))(sample, _rng()).original_size == (37, 53)
+
+
+def test_a_crop_that_does_not_fit_is_named():
+    sample = _sample((37, 53))
+    sample.path = "small.jpg"
+    for crop in (Crop(8, 0, 30, 20), Crop(0, 34, 30, 20)):
+        with pytest.raises(UserError, match=r"Crop\(top=.*\) does not fit small\.jpg, 37x53 pixels; give one"):
+            crop(sample, _rng())
+    for window in ((-1, 0, 5, 5), (0, 0, 0, 5)):
+        with pytest.raises(UserError, match="give a corner that is not negative and a size of 1 or more"):
+            Crop(*window)
 
 
 # Flipping
@@ -266,6 +318,130 @@ def test_a_flip_has_its_probability():
     assert 70 < sum(flipped) < 130
 
 
+# Rotating
+
+
+class _Draw:
+    """Stands for a generator: always applied, and the middle of the range plus ``share`` of it."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def random(self):
+        return 0.0
+
+    def uniform(self, low, high):
+        return low + (high - low) * (0.5 + self.share)
+
+
+def _turned(sample, degrees):
+    return RandomRotation(abs(degrees), 1.0)(sample, _Draw(math.copysign(0.5, degrees)))
+
+
+def test_quarter_turns_of_a_square_lose_nothing():
+    """Clockwise; this is exact only if centres of pixels are at half-integers for the image and for the targets."""
+    sample = _sample((32, 32), measured=True)
+    ours = _turned(sample, 90)
+    for name in ("image", "labels", "depth"):
+        assert torch.equal(getattr(ours, name), getattr(sample, name).rot90(-1, (-2, -1))), name
+    x, y, z = sample.normals.rot90(-1, (1, 2))
+    assert torch.allclose(ours.normals, torch.stack([-y, x, z]), atol=1e-6)
+    left, top, right, bottom = sample.boxes.unbind(1)
+    assert torch.allclose(ours.boxes, torch.stack([32 - bottom, left, 32 - top, right], 1), atol=1e-4)
+    assert ours.box_names == sample.box_names
+    back = _turned(ours, -90)
+    for name in ("image", "labels", "depth"):
+        assert torch.equal(getattr(back, name), getattr(sample, name))
+    for name in ("normals", "boxes", "intrinsics"):
+        assert torch.allclose(getattr(back, name), getattr(sample, name), atol=1e-4)
+
+
+def test_half_a_turn_is_both_flips():
+    sample = _sample((21, 34), measured=True)
+    ours = _turned(sample, 180)
+    for name in ("image", "labels", "depth"):
+        assert torch.equal(getattr(ours, name), getattr(sample, name).flip(-2, -1))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("degrees", [2.5, -7.0, 30.0])
+def test_a_rotation_is_that_of_mmcv(size, degrees):
+    sample = _sample(size)
+    ours = _turned(sample, degrees)
+    image = mmcv.imrotate(_pixels(sample), degrees)
+    assert (np.abs(_pixels(ours).astype(int) - image) <= 1).mean() > 0.999
+    labels = sample.labels.numpy().astype(np.float32)
+    labels = mmcv.imrotate(labels, degrees, border_value=IGNORE, interpolation="nearest")
+    assert (ours.labels.numpy() != labels).sum() <= 1 + 0.03 * labels.size  # OpenCV rounds places to parts of a pixel
+
+
+@pytest.mark.parametrize("degrees", [10.0, -25.0])
+def test_boxes_and_cameras_turn_with_the_pixels(degrees):
+    height, width = 60, 80
+    camera = torch.tensor([[50.0, 2, 30], [0, 62.0, 33], [0, 0, 1]])
+    labels = torch.zeros(height, width, dtype=torch.int64)
+    labels[20:25, 50:54] = 1
+    image = labels.to(torch.uint8).expand(3, -1, -1) * 200
+    boxes, names = torch.tensor([[50.0, 20, 54, 25], [0, 0, 3, 3]]), ("mark", "corner")
+    sample = Sample(image=image, labels=labels, boxes=boxes, box_names=names, intrinsics=camera)
+    ours = _turned(sample, degrees)
+
+    point = torch.linalg.solve(camera, torch.tensor([52.0, 22.5, 1.0])) * 3
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    seen = _project(ours, torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ point)
+    weight = ours.image[0].double()
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    assert seen == pytest.approx([float((weight * axis).sum() / weight.sum()) for axis in (columns, rows)], abs=0.02)
+    assert ours.labels[int(seen[1]), int(seen[0])] == 1
+
+    assert ours.box_names == ("mark",)  # the corner is turned out of the image
+    x0, y0, x1, y1 = ours.boxes[0].tolist()
+    assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx(seen, abs=1e-4)
+    marked = (ours.labels == 1).nonzero()
+    assert (marked.min(0).values + 0.5 >= torch.tensor([y0, x0])).all()
+    assert (marked.max(0).values + 0.5 <= torch.tensor([y1, x1])).all()
+    assert x1 - x0 == pytest.approx(4 * cos + 5 * abs(sin), abs=1e-4)
+    assert y1 - y0 == pytest.approx(5 * cos + 4 * abs(sin), abs=1e-4)
+
+
+def test_a_rotation_has_its_range_and_probability():
+    sample = Sample(image=torch.zeros(3, 9, 9, dtype=torch.uint8), intrinsics=torch.eye(3), boxes=torch.zeros(0, 4))
+    sample.intrinsics[:2, 2] = torch.tensor([4.5, 1.5])  # 3 above the middle
+    offsets = np.array([float(RandomRotation(30, 0.5)(sample, _rng(i)).intrinsics[0, 2]) - 4.5 for i in range(400)])
+    angles = np.degrees(np.arcsin(offsets[np.abs(offsets) > 1e-6] / 3))
+    assert 160 < len(angles) < 240
+    assert angles.min() < -27 and angles.max() > 27 and np.abs(angles).max() <= 30.01 and abs(angles.mean()) < 4
+
+
+# Depth, normals and camera stay one geometry
+
+
+@pytest.mark.parametrize(
+    ("transform", "most"),
+    [
+        (RandomFlip(1.0), 0.01),
+        (Crop(20, 30, 150, 170), 0.01),
+        (CenterCrop((100, 200)), 0.01),
+        (Resize((64, 85)), 1.0),  # the nearest pixel is off by up to half of one
+        (Resize((150, 300)), 1.0),
+        (RandomRotation(20, 1.0), 1.0),
+    ],
+)
+def test_normals_of_the_changed_depth_are_the_changed_normals(transform, most):
+    scene = render(5)
+    scene.intrinsics[0, 2], scene.intrinsics[1, 1] = 115, scene.intrinsics[0, 0] * 1.1  # no symmetric camera
+    scene.normals = fitted_normals(scene.depth, scene.intrinsics, 9)
+    ours = transform(scene, _rng(3))
+    again = fitted_normals(ours.depth, ours.intrinsics, 9)
+    labels = ours.labels.float()[None, None]
+    alike = torch.nn.functional.max_pool2d(labels, 13, 1, 6) == -torch.nn.functional.max_pool2d(-labels, 13, 1, 6)
+    away = alike[0, 0] & (ours.labels != IGNORE)
+    away[:4] = away[-4:] = away[:, :4] = away[:, -4:] = False
+    assert away.float().mean() > 0.2
+    angles = torch.rad2deg(torch.acos((again * ours.normals).double().sum(0).clamp(-1, 1)))[away]
+    assert angles.median() < most and (angles < 5 * most).float().mean() > 0.9
+
+
 # Colour
 
 
@@ -302,11 +478,66 @@ def test_distortion_leaves_numpys_global_state_and_its_input():
     assert np.array_equal(np.random.get_state()[1], state)
 
 
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_jitter_is_that_of_torchvision(size, monkeypatch):
+    from torchvision.transforms import ColorJitter
+
+    names = ["brightness", "contrast", "saturation", "hue"]
+    for seed in range(8):
+        sample = _sample(size, seed)
+        ours = ColourJitter(0.3, 0.2, 0.4, 0.1, p=1.0)(sample, _rng(seed)).image
+        rng, values = _rng(seed), {}
+        rng.random()
+        order = [str(name) for name in rng.permutation(names)]
+        for name in order:
+            reach = {"brightness": (0.7, 1.3), "contrast": (0.8, 1.2), "saturation": (0.6, 1.4), "hue": (-0.1, 0.1)}[
+                name
+            ]
+            values[name] = rng.uniform(*reach)
+        drawn = (torch.tensor([names.index(name) for name in order]), *(values[name] for name in names))
+        monkeypatch.setattr(ColorJitter, "get_params", staticmethod(lambda *_, drawn=drawn: drawn))
+        assert torch.equal(ours, ColorJitter(0.3, 0.2, 0.4, 0.1)(sample.image))
+        assert ours.dtype == torch.uint8 and not torch.equal(ours, sample.image)
+
+
+def test_jitter_has_its_probability_and_may_leave_parts_out():
+    sample = _sample((4, 6))
+    changed = [not torch.equal(ColourJitter()(sample, _rng(i)).image, sample.image) for i in range(200)]
+    assert 140 < sum(changed) < 180
+    assert torch.equal(ColourJitter(0, 0, 0, 0, p=1.0)(sample, _rng()).image, sample.image)
+    grey = Sample(image=torch.full((3, 2, 2), 100, dtype=torch.uint8))
+    values = {int(ColourJitter(0.5, 0, 0, 0, 1.0)(grey, _rng(i)).image[0, 0, 0]) for i in range(200)}
+    assert 50 <= min(values) < 60 and 140 < max(values) <= 150
+    for wrong in ({"hue": 0.6}, {"brightness": -0.1}):
+        with pytest.raises(UserError, match=r"ColourJitter\(.*\): give numbers from 0, for hue at most 0\.5"):
+            ColourJitter(**wrong)
+
+
+def test_gamma_is_of_the_values_up_to_255():
+    """As the toolbox does it, pixel by pixel; with a power of 0-1, mid-grey would hardly move."""
+    sample = _sample((37, 53))
+    for seed in range(20):
+        ours = GammaJitter(1.0)(sample, _rng(seed)).image
+        rng = _rng(seed)
+        rng.random()
+        changed = sample.image.numpy() ** rng.uniform(0.9, 1.1)
+        changed = changed * rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)[:, None, None]
+        assert np.abs(ours.numpy() - changed.clip(0, 255)).max() <= 0.5001
+    grey = Sample(image=torch.full((3, 2, 2), 128, dtype=torch.uint8))
+    images = torch.stack([GammaJitter(1.0)(grey, _rng(i)).image for i in range(300)])
+    assert images.min() < 75 and images.max() == 255
+    assert (images[:, 0] != images[:, 1]).any() and torch.equal(images[..., 0, 0], images[..., 1, 1])
+    unchanged = [torch.equal(GammaJitter()(sample, _rng(i)).image, sample.image) for i in range(100)]
+    assert 35 < sum(unchanged) < 65
+
+
 def test_no_transform_changes_its_input():
     sample = _sample((37, 53), measured=True)
     before = {
         name: getattr(sample, name).clone() for name in ("image", "labels", "depth", "normals", "boxes", "intrinsics")
     }
-    for transform in (Resize((9, 9)), RandomResize(60), RandomCrop((9, 9), 0.75), RandomFlip(1.0), ResizeShortSide(9)):
+    sizes = (Resize((9, 9)), RandomResize(60), ResizeShortSide(9), RandomCrop((9, 9), 0.75), Crop(1, 2, 9, 9))
+    turns = (CenterCrop((9, 9)), RandomFlip(1.0), RandomRotation(30, 1.0))
+    for transform in (*sizes, *turns, PhotoMetricDistortion(), ColourJitter(p=1.0), GammaJitter(1.0)):
         transform(sample, _rng())
     assert all(torch.equal(getattr(sample, name), value) for name, value in before.items())
