@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "FrozenEncoder": "siglip2_dense.encoders.frozen",
     "LinearHead": "siglip2_dense.heads.linear",
+    "DPTHead": "siglip2_dense.heads.dpt",
+    "Probe3DHead": "siglip2_dense.heads.dpt",
     "DenseProbe": "siglip2_dense.models.probe",
 }
 

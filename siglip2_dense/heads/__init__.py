@@ -1,6 +1,7 @@
 """Features to raw maps: the trainable part of a probe."""
 
+from siglip2_dense.heads.dpt import DPTHead, Probe3DHead
 from siglip2_dense.heads.linear import LinearHead
 from siglip2_dense.heads.mmseg import MMSegHead
 
-__all__ = ["LinearHead", "MMSegHead"]
+__all__ = ["DPTHead", "LinearHead", "MMSegHead", "Probe3DHead"]

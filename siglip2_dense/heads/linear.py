@@ -10,11 +10,15 @@ from siglip2_dense.contracts import EncoderFacts, Features
 from siglip2_dense.errors import UserError
 from siglip2_dense.heads.joining import common_stride, global_width, join
 from siglip2_dense.registry import MODELS
+from siglip2_dense.resample import resize_logits
 
 
 @MODELS.register_module()
 class LinearHead(nn.Module):
-    """Batch norm and a 1x1 convolution on the tapped maps (DINOv2's linear segmentation head, protocol of its 7.4).
+    """Batch norm and a 1x1 convolution on the tapped maps.
+
+    As it stands DINOv2's linear segmentation head; with ``norm=False, pooled="concat", batch_norm=False, upsample=4``
+    its linear depth head, of one or four layers (DINOv2 paper, 7.4).
 
     Args:
         facts: of the encoder; the input width comes from it.
@@ -22,6 +26,8 @@ class LinearHead(nn.Module):
         layers, norm: which maps, see ``EncoderFacts.taps``; several are joined.
         pooled: "concat" puts the global vector behind each map, at every position.
         stride: pixels per cell at which maps of several strides are joined; by default the finest of them.
+        batch_norm: of the joined maps.
+        upsample: how many times finer than the joined maps the raw map is.
     """
 
     def __init__(
@@ -32,22 +38,32 @@ class LinearHead(nn.Module):
         norm: bool = True,
         pooled: str = "none",
         stride: int | None = None,
+        batch_norm: bool = True,
+        upsample: int = 1,
     ):
         super().__init__()
         if pooled not in ("none", "concat"):
             raise UserError(f"LinearHead: pooled={pooled!r}; give 'none' or 'concat'.")
+        if not isinstance(upsample, int) or upsample < 1:
+            raise UserError(f"LinearHead: upsample={upsample!r}; give a whole number from 1 on.")
         self.facts = facts
         self.taps = facts.taps(layers, norm)
         self.stride = common_stride(facts, self.taps, stride)
         self.pooled = pooled
+        self.upsample = upsample
         width = sum(facts.widths[tap.block] for tap in self.taps)
         if pooled == "concat":
             width += sum(global_width(facts, tap) for tap in self.taps)
-        self.bn = nn.BatchNorm2d(width)
+        self.bn = nn.BatchNorm2d(width) if batch_norm else nn.Identity()
         self.conv = nn.Conv2d(width, channels, kernel_size=1)
         nn.init.normal_(self.conv.weight, std=0.01)
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Features) -> Tensor:
-        """-> (B, K, h, w) float32 logits at the maps' stride."""
-        return self.conv(self.bn(join(features, self.taps, self.facts, self.stride, self.pooled == "concat")))
+        """-> (B, K, upsample h, upsample w) float32, h x w the joined maps' grid."""
+        joined = join(features, self.taps, self.facts, self.stride, self.pooled == "concat")
+        raw = self.conv(self.bn(joined)).float()
+        if self.upsample == 1:
+            return raw
+        # the published head makes its features finer; with a 1x1 convolution that is the same and many times dearer
+        return resize_logits(raw, tuple(side * self.upsample for side in raw.shape[-2:]))

@@ -62,6 +62,38 @@ def test_strides_are_joined_at_the_named_one(cnn):
         LinearHead(cnn.facts, 3, layers=[2, 3, 4], stride=14)
     with pytest.raises(UserError, match="pooled="):
         LinearHead(cnn.facts, 3, pooled="readout")
+    for upsample in (0, 0.5):
+        with pytest.raises(UserError, match="upsample="):
+            LinearHead(cnn.facts, 3, upsample=upsample)
+
+
+@pytest.mark.parametrize("layers", ["last", "even4"])
+def test_depth_form_in_the_published_order(vit, layers):
+    """DINOv2: [map, its class token] of each tap, each made 4 times finer, joined, then the convolution."""
+    head = LinearHead(vit.facts, 7, layers=layers, norm=False, pooled="concat", batch_norm=False, upsample=4)
+    torch.nn.init.normal_(head.conv.bias)
+    assert sorted(head.state_dict()) == ["conv.bias", "conv.weight"]
+    seen = features(vit, head, 1, (48, 80))
+    fine = []
+    for tap in head.taps:
+        token = seen.prefix[tap][:, 0, :, None, None].expand_as(seen.maps[tap])
+        fine.append(F.interpolate(torch.cat([seen.maps[tap], token], 1), scale_factor=4, mode="bilinear"))
+    expected = F.conv2d(torch.cat(fine, 1), head.conv.weight, head.conv.bias)
+    raw = head(seen)
+    assert raw.shape == (1, 7, 12, 20) and (raw - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("upsample", [1, 4])
+def test_raw_map_is_float32_under_autocast(vit, upsample):
+    """And is made finer in float32: interpolated bins of bfloat16 would be 8 bits wide again."""
+    head = LinearHead(vit.facts, 5, upsample=upsample).eval()
+    seen = features(vit, head)
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = head(seen)
+    assert raw.dtype == torch.float32
+    if upsample == 4:
+        assert (raw.bfloat16().float() != raw).float().mean() > 0.5
+    assert (raw - head(seen)).abs().max() < 0.02 * raw.abs().max() + 1e-2
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 95)])
