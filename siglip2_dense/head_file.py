@@ -5,6 +5,7 @@ The encoder is named with its fingerprint, not stored: a head file has megabytes
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch import Tensor
 from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import atomic, load_tensors
+from siglip2_dense.registry import MODELS
 
+READ = ("layers", "norm", "pooled", "stride")  # settings of a head that are spelled out under "reads"
 FORMAT = "siglip2_dense heads, version 1"
 
 
@@ -25,7 +28,7 @@ class HeadFile:
     tensors: dict[str, Tensor]  # "HEAD.parameter"
     encoder: EncoderFacts
     encoder_config: dict  # how the encoder was asked for: name, weights, precision, model_args
-    heads: dict[str, dict]  # per head: its config, its task's with the classes, what it reads of the encoder
+    heads: dict[str, dict]  # per head: config, task, what it reads of the encoder, what its map means
     protocol: dict
     metrics: dict
     step: int
@@ -78,7 +81,7 @@ def load_into(heads, described: dict, facts: EncoderFacts, content: HeadFile, pa
     Raises UserError when the file belongs to another encoder, its heads are others, or read or mean something else.
     """
     check_encoder(content.encoder, facts, path)
-    saved, now = ({name: (one["reads"], one["task"].get("classes")) for name, one in side.items()}
+    saved, now = ({name: _function(one) for name, one in side.items()}
                   for side in (content.heads, json.loads(json.dumps(described))))  # fmt: skip
     if difference := first_difference(saved, now, "heads", "in the file"):
         raise UserError(f"{path} does not fit the config: {difference}; use the config it was trained with.")
@@ -91,6 +94,35 @@ def load_into(heads, described: dict, facts: EncoderFacts, content: HeadFile, pa
             f"{differing[0]}); use the config it was trained with."
         )
     heads.load_state_dict(content.tensors)
+
+
+def describe(head, task, config: dict) -> dict:
+    """A built head and its task as files and records have them.
+
+    config: ``dict(head=..., task=..., optim=...)``, as it was asked for. reads: what the head reads of which blocks.
+    """
+    return {
+        "head": config["head"],
+        "task": config["task"],
+        "optim": config.get("optim", {}),
+        "reads": {
+            "taps": [[tap.block, tap.norm] for tap in head.taps],
+            "pooled": head.pooled,
+            "stride": getattr(head, "stride", None),
+        },
+        "meaning": task.meaning,
+        "scoring": task.scoring,
+    }
+
+
+def _function(described: dict) -> dict:
+    """What decides how a head's tensors are used: the blocks it reads, its own settings, what its map stands for."""
+    settings = described["head"]
+    ours = "." not in settings["type"]  # mmsegmentation's heads are compared as they are written
+    parameters = inspect.signature(MODELS.get(settings["type"])).parameters.values() if ours else ()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    settings = {key: value for key, value in {**defaults, **settings}.items() if key not in READ}
+    return {"reads": described["reads"], "head": settings, "meaning": described["meaning"]}
 
 
 def check_encoder(trained_on: EncoderFacts, given: EncoderFacts, path: str | Path) -> None:

@@ -20,11 +20,10 @@ LIBRARIES = (
 
 FIXED = {
     "padding": "centred, mean colour after normalisation, to the smallest multiple of the patch; cut off again",
-    "logits": "bilinear in float32, half-pixel centres; averaged where windows overlap",
+    "resizing": "scores and depths bilinear, directions bicubic, in float32, half-pixel centres",
+    "windows": "averaged where they overlap",
     "resolution": "metrics at the size the image was read at",
-    "aggregation": "sums over the whole set",
     "checkpoint": "last",
-    "test_time_augmentation": "none",
     "encoder_mode": "frozen, eval",
 }  # what this package always does, written down so that other records can differ from it
 
@@ -32,22 +31,21 @@ FIXED = {
 def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_norm: bool) -> dict:
     """The knobs that are not the encoder's. Records may stand in one column only where these agree.
 
-    config: the run's config as plain data. heads: with their classes. data: of the training set, as ``describe_data``
-    gives it.
+    config: the run's config as plain data. heads: as ``engine.run.describe_heads`` gives them. data: of the training
+    set, as ``describe_data`` gives it.
     """
     train, model = config["train_dataloader"], config["model"]
     return {
         **FIXED,
-        # what a head reads of an encoder, in blocks, is the encoder's; the rule that named them is the protocol's
-        "heads": {name: {k: v for k, v in parts.items() if k != "reads"} for name, parts in heads.items()},
+        "heads": of_protocol(heads),
         "canvas": model.get("canvas"),
+        "precision": model.get("precision", "fp32"),
         "inference": model.get("inference", {"mode": "whole"}),
         "optimisation": {
             "iterations": config["train_cfg"]["max_iters"],
             "images_per_step": train["batch_size"] * world,
             "images_per_process": train["batch_size"],
             "schedule": config.get("param_scheduler", []),
-            "gradient_clip": None,
             "accumulation": 1,
             "batch_norm": "over all processes" if synchronised_norm else "over one process",
         },
@@ -56,6 +54,11 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
         "test_transforms": config["val_dataloader"]["dataset"].get("transforms", []),
         "views": "live",
     }
+
+
+def of_protocol(heads: dict) -> dict:
+    """Of described heads all but the numbers of blocks: those are the encoder's, the rule that names them is ours."""
+    return {name: {key: value for key, value in parts.items() if key != "reads"} for name, parts in heads.items()}
 
 
 def describe_data(dataset) -> dict:

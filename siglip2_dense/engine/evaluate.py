@@ -30,11 +30,11 @@ def evaluate(
     probe,
     loader: DataLoader,
     label: str = "evaluating",
-    seen: Callable[[Sample, dict[str, torch.Tensor]], None] | None = None,
+    seen: Callable[[torch.Tensor, Sample, dict[str, torch.Tensor]], None] | None = None,
 ) -> dict:
     """Metrics by head name, summed over the whole set and all ranks.
 
-    seen: called with each sample and its predictions, for pictures.
+    seen: called with each image as the encoder got it, its sample and its predictions, for pictures.
     """
     probe.eval()
     metrics = {name: task.metric() for name, task in probe.tasks.items()}
@@ -44,47 +44,65 @@ def evaluate(
         for batch in loader:
             batch = probe.data_preprocessor(batch, False)
             predictions = probe(**batch, mode="predict")
-            for sample, prediction in zip(batch["data_samples"], predictions, strict=True):
+            for image, sample, prediction in zip(batch["inputs"], batch["data_samples"], predictions, strict=True):
                 for name, task in probe.tasks.items():
-                    target = getattr(sample, task.target)
+                    target = _target(sample, task)
                     if target.shape[-2:] != prediction[name].shape[-2:]:
                         raise UserError(
-                            f"{sample.path}: its {task.target} are {tuple(target.shape[-2:])}, not the original size "
+                            f"{sample.path}: its {task.target} has {tuple(target.shape[-2:])} pixels, not the original "
                             f"{sample.original_size}; transforms of a test leave targets as they are (targets=False)."
                         )
                     metrics[name].update(prediction[name], target, sample.index)
                 if seen is not None:
-                    seen(sample, prediction)
+                    seen(image, sample, prediction)
             bar.update(len(predictions))
     for metric in metrics.values():
         metric.sync()
     return metrics
 
 
+def _target(sample: Sample, task) -> torch.Tensor:
+    target = getattr(sample, task.target)
+    if target is None:
+        raise UserError(f"{sample.path} has no {task.target} to score a prediction by; use data that has.")
+    return target
+
+
 def report(metrics: dict, tasks: dict) -> dict:
     """What a record and a log say of finished metrics: flat numbers, per class, intervals, images, and a table.
 
-    A single head's numbers go by their own names, those of several as "HEAD.metric".
+    A single head's numbers go by their own names, those of several as "HEAD.metric". Only metrics of classes have
+    numbers per class.
     """
-    flat = _named({name: metric.compute() for name, metric in metrics.items()})
+    scores = {name: metric.compute() for name, metric in metrics.items()}
     intervals = _named({name: metric.intervals() for name, metric in metrics.items()})
-    per_class, lines = {}, ["  ".join(f"{key} {value:.2f}" for key, value in flat.items())]
+    per_class, lines = {}, []
+    for name, values in scores.items():
+        lines.append(f"{name}: " + "  ".join(f"{key} {_short(value)}" for key, value in values.items()))
     for name, metric in metrics.items():
+        found = metric.per_class()
+        if not found:
+            continue
         classes = tasks[name].classes
-        columns = {key: dict(zip(classes, values, strict=True)) for key, values in metric.per_class().items()}
+        columns = {key: dict(zip(classes, values, strict=True)) for key, values in found.items()}
         per_class[name] = columns
-        width = max(map(len, classes))
+        width = max(map(len, (name, *classes)))
         lines.append(f"{name:{width}}  " + "  ".join(f"{key:>6}" for key in columns))
         for label in classes:
             numbers = (column[label] for column in columns.values())
             lines.append(f"{label:{width}}  " + "  ".join("     -" if x is None else f"{x:6.2f}" for x in numbers))
     return {
-        "metrics": flat,
-        "per_class": per_class if len(per_class) > 1 else next(iter(per_class.values())),
+        "metrics": _named(scores),
+        "per_class": per_class if len(metrics) > 1 else per_class.get(next(iter(metrics)), {}),
         "intervals": intervals,
         "images": next(iter(metrics.values())).images,
         "table": "\n".join(lines),
     }
+
+
+def _short(value: float) -> str:
+    """Two decimals of per cents and degrees, four of metres and fractions."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _named(values: dict[str, dict]) -> dict:
@@ -104,12 +122,13 @@ def test(config: Config, path: str, out: str | None = None, command: str = "") -
     content = head_file.read(path)
     loading = config.get("test_dataloader") or config.val_dataloader
     data = build(DATASETS, loading.dataset, seed=config.seed)
-    probe = build_probe(config, data.classes)
-    head_file.load_into(probe.heads, describe_heads(config, probe), probe.facts, content, path)
+    probe = build_probe(config, data)
+    described = describe_heads(config, probe)
+    head_file.load_into(probe.heads, described, probe.facts, content, path)
     probe = probe.to(get_device())
     work_dir = Path(config.work_dir)
-    pictures = Pictures(probe, data, work_dir / f"pictures_{data.split}", config.get("pictures", 0))
-    loader = loader_of(loading, data)
+    pictures = Pictures(probe, len(data), work_dir / f"pictures_{data.split}", config.get("pictures", 0))
+    loader = loader_of(loading, data, probe)
     try:
         metrics = evaluate(probe, loader, f"evaluating {data.split}", pictures)
     finally:
@@ -124,6 +143,10 @@ def test(config: Config, path: str, out: str | None = None, command: str = "") -
         "encoder": records.describe_encoder(probe),
         "protocol": {
             **content.protocol,
+            "heads": {  # trained as the file says, scored as the config says
+                name: {**parts, "scoring": described[name]["scoring"]}
+                for name, parts in records.of_protocol(content.heads).items()
+            },
             "inference": probe.inference,
             "test_transforms": loading.dataset.to_dict().get("transforms", []),
         },

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from siglip2_dense.contracts import Sample
+from siglip2_dense.resample import resize_image
 from siglip2_dense.viz.panels import save_picture
 
 
 class Pictures:
-    """Draws ``count`` images, evenly spread over a data set, as ``evaluate`` comes by them.
+    """Draws ``count`` images, evenly spread over a data set of ``length``, as ``evaluate`` comes by them.
 
-    The image is read again, since evaluation sees it resized and predictions have its original size.
+    The image is the one that the encoder saw, at the size of the predictions.
     """
 
-    def __init__(self, probe, data, folder: Path, count: int):
-        self.probe, self.data, self.folder = probe, data, folder
-        self.chosen = {i * len(data) // count for i in range(count)} if count else set()
+    def __init__(self, probe, length: int, folder: Path, count: int):
+        self.probe, self.folder = probe, folder
+        self.chosen = {i * length // count for i in range(count)} if count else set()
 
-    def __call__(self, sample: Sample, predictions: dict[str, Tensor]) -> None:
+    def __call__(self, image: Tensor, sample: Sample, predictions: dict[str, Tensor]) -> None:
         if sample.index not in self.chosen:
             return
-        original = self.data.read(self.data.entries[sample.index]).image.permute(1, 2, 0).numpy()
+        pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
+        if pixels.shape[:2] != sample.original_size:
+            pixels = resize_image(pixels, sample.original_size)
         for name, task in self.probe.tasks.items():
-            picture = task.draw(original, sample, predictions[name])
-            save_picture(self.folder / f"{Path(sample.path).stem}_{name}.png", picture)
+            # with the position: some sets call the images of every scene alike
+            path = self.folder / f"{sample.index:05d}_{Path(sample.path).stem}_{name}.png"
+            save_picture(path, task.draw(pixels, sample, predictions[name]))

@@ -33,8 +33,9 @@ class Run:
         set_random_seed(self.seed)
         self.train_data = build(DATASETS, config.train_dataloader.dataset, seed=self.seed)
         self.val_data = build(DATASETS, config.val_dataloader.dataset, seed=self.seed)
-        self.val_loader = loader_of(config.val_dataloader, self.val_data)
-        self.probe = build_probe(config, self.train_data.classes)
+        self.probe = build_probe(config, self.train_data)
+        check_targets(self.probe, self.val_data)
+        self.val_loader = loader_of(config.val_dataloader, self.val_data, self.probe)
         on_gpus = torch.cuda.is_available() and get_world_size() > 1
         if on_gpus:
             self.probe = nn.SyncBatchNorm.convert_sync_batchnorm(self.probe)
@@ -82,14 +83,18 @@ class Run:
         records.write(self.work_dir / RESULTS, record)
 
 
-def build_probe(config: Config, classes: tuple[str, ...]) -> nn.Module:
-    """The model of a config; a task that names no classes gets the data set's. Raises UserError when they differ."""
-    model = config.model.to_dict()
+def build_probe(config: Config, data) -> nn.Module:
+    """The model of a config; a task that names no classes gets the data set's.
+
+    Raises UserError when its classes are others, or the data have not what a head learns.
+    """
+    model, classes = config.model.to_dict(), data.classes
     for parts in model["heads"].values():
         task = parts.get("task", {})
         if classes and task.get("type") == "Segmentation":
             task.setdefault("classes", list(classes))
     probe = build(MODELS, model)
+    check_targets(probe, data)
     for name, task in probe.tasks.items():
         own = getattr(task, "classes", classes)
         if classes and tuple(own) != tuple(classes):
@@ -100,21 +105,23 @@ def build_probe(config: Config, classes: tuple[str, ...]) -> nn.Module:
     return probe
 
 
+def check_targets(probe, data) -> None:
+    """Raise UserError when a head learns what the data set has not."""
+    for name, task in probe.tasks.items():
+        if task.target not in data.targets:
+            raise UserError(
+                f"heads.{name} learns {task.target}, but {data.name} gives {' and '.join(data.targets)}; name data "
+                "that have it, or leave the head out."
+            )
+
+
 def describe_heads(config: Config, probe) -> dict:
-    """Per head: its config, its task's with the classes spelled out, and what it reads of which encoder's blocks."""
-    found = {}
-    for name, parts in config.model.heads.to_dict().items():
-        head, task = probe.heads[name], dict(parts["task"])
-        if hasattr(probe.tasks[name], "classes"):
-            task["classes"] = list(probe.tasks[name].classes)
-        reads = {
-            "taps": [[tap.block, tap.norm] for tap in head.taps],
-            "pooled": head.pooled,
-            "stride": getattr(head, "stride", None),
-        }
-        found[name] = {"head": parts["head"], "task": task, "optim": parts.get("optim", {}), "reads": reads}
-    return found
+    """Per head: its config and its task's, what it reads of which encoder's blocks, what it means, how it is scored."""
+    configs = config.model.heads.to_dict()
+    return {name: head_file.describe(probe.heads[name], probe.tasks[name], parts) for name, parts in configs.items()}
 
 
-def loader_of(loading: dict, dataset):
-    return test_loader(dataset, loading.get("batch_size", 1), loading.get("num_workers", 0))
+def loader_of(loading: dict, dataset, probe):
+    """Loader of a test; of the targets only those that the probe's tasks score travel."""
+    targets = tuple(task.target for task in probe.tasks.values())
+    return test_loader(dataset, loading.get("batch_size", 1), loading.get("num_workers", 0), targets)

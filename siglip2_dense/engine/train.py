@@ -75,6 +75,7 @@ class KeepHeads(Hook):
         self.mark = time.time()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.run.probe.step = runner.iter
         # whatever a head draws, dropout say, is a function of the step
         torch.manual_seed(hash((self.run.seed, runner.iter, get_rank())) % 2**63)
         for name, groups in runner.optim_wrapper.param_groups.items():
@@ -120,7 +121,7 @@ class KeepHeads(Hook):
             broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
         pictures = None
         if step == runner.max_iters:
-            pictures = Pictures(run.probe, run.val_data, run.work_dir / "pictures", run.config.get("pictures", 0))
+            pictures = Pictures(run.probe, len(run.val_data), run.work_dir / "pictures", run.config.get("pictures", 0))
         metrics = evaluate(run.probe, run.val_loader, f"evaluating {run.val_data.split} at step {step}", pictures)
         if not is_main_process():
             return
@@ -154,14 +155,12 @@ def train(run: Run, resume: bool = False) -> None:
     """
     config, loading = run.config, run.config.train_dataloader
     _prepare(run, resume)
-    optimizers = {
-        name: OptimWrapper(build(OPTIMIZERS, run.probe.optim[name], params=head.parameters()))
-        for name, head in run.probe.heads.items()
-    }
+    optimizers = {name: _optimizer(run.probe.optim[name], head) for name, head in run.probe.heads.items()}
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
     for schedule in schedules:
         check_arguments(PARAM_SCHEDULERS, schedule)
-    loader = train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed)
+    targets = tuple(task.target for task in run.probe.tasks.values())
+    loader = train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed, targets)
     runner = Runner(
         model=run.probe,
         work_dir=str(run.work_dir),
@@ -185,6 +184,16 @@ def train(run: Run, resume: bool = False) -> None:
     finally:
         stop_workers(loader)
         stop_workers(run.val_loader)
+
+
+def _optimizer(settings: dict, head: nn.Module) -> OptimWrapper:
+    """A head's own optimizer; ``clip_norm`` in its settings bounds the norm of the head's gradient."""
+    settings = dict(settings)
+    clip = settings.pop("clip_norm", None)
+    if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
+        raise UserError(f"clip_norm={clip!r}: give a number above 0.")
+    optimizer = build(OPTIMIZERS, settings, params=head.parameters())
+    return OptimWrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
 
 
 def _prepare(run: Run, resume: bool) -> None:

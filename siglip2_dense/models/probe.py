@@ -41,9 +41,16 @@ class DenseProbe(BaseModel):
             ``dict(type='mmseg.FCNHead', _scope_='mmseg', ...)``, with ``layers`` and ``norm`` as for ours.
         encoder: config of the encoder; none when features come from elsewhere, then ``facts`` say whose they are.
         inference: ``dict(mode='whole')``, or ``dict(mode='slide', crop=512, stride=341)``: windows over the image,
-            scores averaged where they overlap.
+            predictions averaged where they overlap. ``flip=True`` beside either averages them with those of the
+            mirrored image.
         canvas: in training images are laid on this many pixels; by default the largest height and width of the batch.
+        precision: "fp32", or "bf16": the heads run under autocast; what they give is float32 in any case.
+
+    Attributes:
+        step: of the training under way, for losses that begin otherwise than they go on; the engine sets it.
     """
+
+    step: int | None = None
 
     def __init__(
         self,
@@ -52,8 +59,12 @@ class DenseProbe(BaseModel):
         facts: EncoderFacts | None = None,
         inference: dict | None = None,
         canvas: Size | None = None,
+        precision: str = "fp32",
     ):
         super().__init__(data_preprocessor=ToDevice())
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"DenseProbe: precision={precision!r}; give 'fp32' or 'bf16'.")
+        self.precision = precision
         if (encoder is None) == (facts is None):
             raise UserError("DenseProbe: give an encoder, or the facts of the one whose features it will get.")
         self.encoder = build(MODELS, encoder) if isinstance(encoder, dict) else encoder
@@ -95,14 +106,20 @@ class DenseProbe(BaseModel):
         if mode == "predict":
             return self.predict(inputs, data_samples)
         features = self.features(inputs, self.canvas)
-        raw = {name: head(features) for name, head in self.heads.items()}
+        raw = self.raw(features)
         if mode == "tensor":
             return raw
         losses = {}
         for name, task in self.tasks.items():
-            terms = task.loss(raw[name], features.geometry, data_samples)
+            terms = task.loss(raw[name], features.geometry, data_samples, self.step)
             losses.update({f"{name}.{key}": value for key, value in terms.items()})
         return losses
+
+    def raw(self, features: Features) -> dict[str, Tensor]:
+        """{HEAD: raw map (B, K, h, w)}."""
+        device = next(iter(features.maps.values())).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None) -> list[dict[str, Tensor]]:
@@ -125,15 +142,29 @@ class DenseProbe(BaseModel):
         for group in by_size.values():
             for start in range(0, len(group), WINDOWS_PER_PASS):
                 chunk = group[start : start + WINDOWS_PER_PASS]
-                features = self.features([_cut(images[number], place.window) for number, place in chunk])
-                geometry = [
-                    replace(seen, resized=place.resized, original=place.original, window=place.window)
-                    for seen, (_, place) in zip(features.geometry, chunk, strict=True)
-                ]
-                for name, head in self.heads.items():
-                    for raw, seen, (number, _) in zip(head(features), geometry, chunk, strict=True):
-                        found[number][name].append((raw, seen))
+                for mirrored in (False, True) if self.inference.get("flip") else (False,):
+                    for (number, _), maps in zip(chunk, self._pass(images, chunk, mirrored), strict=True):
+                        for name, window in maps.items():
+                            found[number][name].append(window)
         return [{name: self.tasks[name].predict(windows) for name, windows in image.items()} for image in found]
+
+    def _pass(
+        self, images: Sequence[Tensor], chunk: Sequence[tuple[int, Geometry]], mirrored: bool
+    ) -> list[dict[str, tuple[Tensor, Geometry]]]:
+        """{HEAD: (raw map, geometry)} of each window of a chunk, itself or seen in a mirror and turned back."""
+        cuts = [_cut(images[number], place.window) for number, place in chunk]
+        features = self.features([cut.flip(-1) for cut in cuts] if mirrored else cuts)
+        raw = self.raw(features)
+        found = []
+        for i, (seen, (_, place)) in enumerate(zip(features.geometry, chunk, strict=True)):
+            (top, left, height, width), maps = seen.box, {name: values[i] for name, values in raw.items()}
+            if mirrored:  # an odd padding is not the same on both sides
+                left = seen.padded[1] - left - width
+                maps = {name: self.tasks[name].mirror(values) for name, values in maps.items()}
+            box = (top, left, height, width)
+            seen = replace(seen, box=box, resized=place.resized, original=place.original, window=place.window)
+            found.append({name: (values, seen) for name, values in maps.items()})
+        return found
 
     def _windows(self, size: Size) -> list[Box]:
         if self.inference["mode"] == "whole":
@@ -156,9 +187,10 @@ def _build_head(config: dict, facts: EncoderFacts, channels: int) -> nn.Module:
 
 def _checked_inference(inference: dict) -> dict:
     wanted = {"whole": {"mode"}, "slide": {"mode", "crop", "stride"}}.get(inference.get("mode"))
-    if wanted is None or set(inference) != wanted:
+    if wanted is None or set(inference) - {"flip"} != wanted or not isinstance(inference.get("flip", False), bool):
         raise UserError(
-            f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, stride=PIXELS)."
+            f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, stride=PIXELS), "
+            "and flip=True beside either to average with the mirrored image."
         )
     for axis in zip(*(_pair(inference[key]) for key in ("crop", "stride")), strict=True) if len(wanted) > 1 else ():
         if not 0 < axis[1] <= axis[0]:

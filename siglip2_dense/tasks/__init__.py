@@ -1,5 +1,7 @@
 """What a raw map means: channels, loss, prediction, metric and picture of each task."""
 
+from siglip2_dense.tasks.depth import Depth
+from siglip2_dense.tasks.normals import Normals
 from siglip2_dense.tasks.segmentation import Segmentation
 
-__all__ = ["Segmentation"]
+__all__ = ["Depth", "Normals", "Segmentation"]

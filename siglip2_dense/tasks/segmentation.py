@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from siglip2_dense.contracts import IGNORE, Geometry, Sample
@@ -15,7 +14,8 @@ from siglip2_dense.losses.segmentation import cross_entropy
 from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_logits
-from siglip2_dense.tasks.windows import argmax_map
+from siglip2_dense.tasks.canvas import on_canvas
+from siglip2_dense.tasks.windows import argmax_map, blend
 from siglip2_dense.viz.colours import palette
 from siglip2_dense.viz.panels import segmentation_panel
 
@@ -33,6 +33,7 @@ class Segmentation:
     target = "labels"  # the field of a Sample that it learns
     headline = "mIoU"
     higher_is_better = True
+    scoring = {"aggregation": "sums over the whole set"}
 
     def __init__(self, classes: str | Sequence[str], average: str = "valid"):
         if average not in ("valid", "all"):
@@ -46,24 +47,28 @@ class Segmentation:
     def channels(self) -> int:
         return len(self.classes)
 
-    def loss(self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample]) -> dict[str, Tensor]:
+    @property
+    def meaning(self) -> dict:
+        """What a raw map stands for: a head is of use only under the same."""
+        return {"classes": list(self.classes)}
+
+    def loss(
+        self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
+    ) -> dict[str, Tensor]:
         """raw: (B, K, h, w) of images on one canvas. The scores are brought to the padded canvas and compared there."""
-        padded = geometry[0].padded
-        labels = torch.full((len(samples), *padded), IGNORE, dtype=torch.int64, device=raw.device)
-        for canvas, place, sample in zip(labels, geometry, samples, strict=True):
-            top, left, height, width = place.box
-            if sample.labels.shape != (height, width):
-                raise UserError(
-                    f"{sample.path}: labels of {tuple(sample.labels.shape)} pixels for an image of {(height, width)}; "
-                    "transforms of training resize targets along (targets=True)."
-                )
-            canvas[top : top + height, left : left + width] = sample.labels
+        labels = on_canvas(samples, self.target, geometry, none=IGNORE)
         pixels = sum(place.canvas[0] * place.canvas[1] for place in geometry) if self.average == "all" else None
-        return {"loss_ce": cross_entropy(resize_logits(raw, padded), labels, pixels)}
+        return {"loss_ce": cross_entropy(resize_logits(raw, geometry[0].padded), labels, pixels)}
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """The class map (H, W) of one image at its original size, from the raw maps (K, h, w) of its windows."""
+        if len({geometry.window for _, geometry in windows}) < len(windows):  # mirrored ones lie over the others
+            return blend(windows).argmax(0)
         return argmax_map(windows)
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        """The raw map (K, h, w) of a mirrored image as one of the image itself."""
+        return raw.flip(-1)
 
     def metric(self) -> SegmentationMetric:
         return SegmentationMetric(self.channels)

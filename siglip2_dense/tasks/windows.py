@@ -3,7 +3,7 @@
 A raw map is up-sampled to the padded canvas, cut to the image, averaged where windows overlap and resized to the
 original image. Each of these steps works on rows and columns apart, so their product does too: with the cells of all
 windows in one map ``z``, the logits at the original size are ``rows @ z @ columns.T``. ``argmax_map`` multiplies a few
-rows at a time and keeps only the best class; ``blended_logits`` is the same computation step by step.
+rows at a time and keeps only the best class; ``blend`` is the same computation step by step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siglip2_dense.contracts import Box, Geometry
+from siglip2_dense.contracts import Box, Geometry, Size
 from siglip2_dense.resample import bilinear_weights, resize_logits
 
 TILE = 16  # columns that share their cells: wider tiles meet more cells, narrower ones copy more
@@ -26,25 +26,30 @@ Pieces = tuple[tuple[int, int, int, int, int], ...]
 """Of each window along one axis: cells, padded size, start of the box in it, place in the image, length."""
 
 
-def blended_logits(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
-    """(K, *original) float32 logits of one image from the raw map (K, h, w) of each of its windows."""
+def blend(
+    windows: Sequence[tuple[Tensor, Geometry]], resize: Callable[[Tensor, Size], Tensor] = resize_logits
+) -> Tensor:
+    """(K, *original) float32 map of one image from the map (K, h, w) of each of its windows.
+
+    Windows may lie anywhere, also one over another. resize: (B, K, h, w) and a size to (B, K, *size).
+    """
     raw, geometry = windows[0]
     total = torch.zeros(len(raw), *geometry.resized, device=raw.device)
     count = torch.zeros(geometry.resized, device=raw.device)
     for raw, geometry in windows:
         (top, left, height, width), place = geometry.box, _place(geometry)
-        logits = resize_logits(raw[None], geometry.padded)[0, :, top : top + height, left : left + width]
+        pixels = resize(raw[None], geometry.padded)[0, :, top : top + height, left : left + width]
         inside = (slice(place[0], place[0] + place[2]), slice(place[1], place[1] + place[3]))
-        total[:, *inside] += logits
+        total[:, *inside] += pixels
         count[inside] += 1
-    return resize_logits((total / count)[None], geometry.original)[0]
+    return resize((total / count)[None], geometry.original)[0]
 
 
 def argmax_map(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
     """(H, W) int64: the best class of each pixel of one image at its original size.
 
     windows: the raw map (K, h, w), any float type, and the geometry of each window; they form a grid, row by row.
-    Equals ``blended_logits(windows).argmax(0)`` up to rounding, without building the logits of more than a few rows.
+    Equals ``blend(windows).argmax(0)`` up to rounding, without building the logits of more than a few rows.
     Raises ValueError where the windows are no grid.
     """
     cells, pieces = _join(windows)

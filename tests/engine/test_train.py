@@ -41,7 +41,7 @@ def test_a_run_leaves_head_record_pictures_and_curves(tiny, tmp_path):
     assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 2
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     content = head_file.read(tmp_path / "run" / "head.safetensors")
-    assert content.step == 12 and content.heads["segmentation"]["task"]["classes"][0] == "floor"
+    assert content.step == 12 and content.heads["segmentation"]["meaning"]["classes"][0] == "floor"
     assert content.encoder.name == "test_vit" and content.metrics == record["metrics"]
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.pth"))
 
@@ -90,9 +90,9 @@ def test_a_head_whose_classes_stand_in_another_order_is_refused(tiny, tmp_path):
 
     train(tiny(), tmp_path / "run", "train_cfg.max_iters=1")
     content = head_file.read(tmp_path / "run" / "head.safetensors")
-    content.heads["segmentation"]["task"]["classes"] = list(reversed(CLASSES["generated"]))
+    content.heads["segmentation"]["meaning"]["classes"] = list(reversed(CLASSES["generated"]))
     head_file.save(tmp_path / "other.safetensors", content)
-    with pytest.raises(UserError, match=r"heads.segmentation.1.0 was 'cylinder' in the file and is 'floor' now"):
+    with pytest.raises(UserError, match=r"meaning.classes.0 was 'cylinder' in the file and is 'floor' now"):
         test_verb.main([str(tiny()), str(tmp_path / "other.safetensors"), "--work-dir", str(tmp_path)])
 
 

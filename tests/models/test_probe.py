@@ -188,3 +188,42 @@ def test_sliding_windows_by_hand():
     expected = (total / count).argmax(0)
     found = model(**batch(one), mode="predict")[0]["seg"]
     assert (found == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("width", [64, 75])  # 75 is padded to 80, by 2 on the left and 3 on the right
+@pytest.mark.parametrize("mode", [dict(mode="whole"), dict(mode="slide", crop=48, stride=32)])
+def test_flip_averages_with_the_mirrored_image(width, mode):
+    """The reference predicts the mirrored image as an image of its own and turns its map back."""
+    torch.manual_seed(0)
+    heads = {
+        "depth": dict(head=dict(type="LinearHead"), task=dict(type="Depth", bins=8)),
+        "normals": dict(head=dict(type="LinearHead"), task=dict(type="Normals", uncertainty=False)),
+        "seg": dict(head=dict(type="LinearHead"), task=dict(type="Segmentation", classes=["a", "b", "c"])),
+    }
+    model = DenseProbe(heads, encoder=ENCODER, inference={**mode, "flip": True}).eval()
+    for module in model.heads.values():
+        torch.nn.init.normal_(module.conv.weight, std=0.5)
+    image = sample(48, width).image
+    found = model.predict([image])[0]
+    model.inference = mode
+    plain = model.predict([image])[0]
+    turned = {name: values.flip(-1) for name, values in model.predict([image.flip(-1)])[0].items()}
+    if mode["mode"] == "whole" or width == 64:  # other windows of the mirrored image lie elsewhere
+        torch.testing.assert_close(found["depth"], (plain["depth"] + turned["depth"]) / 2, rtol=1e-4, atol=1e-4)
+    if mode["mode"] == "whole":  # where windows overlap their directions are averaged before they get unit length
+        direction = plain["normals"] + turned["normals"] * torch.tensor([-1.0, 1, 1]).view(3, 1, 1)
+        torch.testing.assert_close(found["normals"], F.normalize(direction, dim=0), rtol=0, atol=1e-4)
+    assert not torch.equal(found["depth"], plain["depth"])
+    assert (found["seg"] == plain["seg"]).float().mean() > 0.3 and found["seg"].shape == plain["seg"].shape
+
+
+def test_heads_in_bfloat16_give_float32():
+    model = probe(precision="bf16").eval()
+    exact = probe().eval()
+    exact.load_state_dict(model.state_dict())
+    one = sample(64, 80)
+    half, full = (m([one.image], mode="tensor")["seg"] for m in (model, exact))
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0, atol=0.02 * full.abs().max().item())
+    with pytest.raises(UserError, match="fp32"):
+        probe(precision="fp16")

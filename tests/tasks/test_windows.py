@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from siglip2_dense.contracts import Geometry
 from siglip2_dense.models.windows import window_boxes
 from siglip2_dense.tasks import windows as module
-from siglip2_dense.tasks.windows import argmax_map, blended_logits
+from siglip2_dense.tasks.windows import argmax_map, blend
 
 
 def make_windows(resized, original, crop, stride, classes=7, patch=8, multiple=None, dtype=torch.float32):
@@ -27,7 +27,7 @@ def make_windows(resized, original, crop, stride, classes=7, patch=8, multiple=N
 
 def assert_best(windows):
     """The class map has the largest of the blended logits at each pixel, but for ties up to rounding."""
-    logits, found = blended_logits(windows), argmax_map(windows)
+    logits, found = blend(windows), argmax_map(windows)
     assert found.dtype == torch.int64 and found.shape == logits.shape[1:]
     chosen = logits.gather(0, found[None])[0]
     assert (logits.amax(0) - chosen).max() <= 1e-5
@@ -51,7 +51,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("buffer", [2**22, 2**12])
-def test_class_map_is_the_best_of_the_blended_logits(name, buffer, monkeypatch):
+def test_class_map_is_the_best_of_the_blend(name, buffer, monkeypatch):
     monkeypatch.setattr(module, "CPU_BUFFER", buffer)  # all rows at once, and a few at a time
     assert_best(make_windows(**CASES[name]))
 
@@ -73,7 +73,7 @@ def test_constant_logits_stay_constant():
     windows = make_windows((70, 90), (101, 77), 38, 25, classes=3)
     windows = [(torch.tensor([1.0, -2.0, 0.5]).view(3, 1, 1).expand_as(raw), place) for raw, place in windows]
     expected = torch.tensor([1.0, -2.0, 0.5]).view(3, 1, 1).expand(3, 101, 77)
-    torch.testing.assert_close(blended_logits(windows), expected)
+    torch.testing.assert_close(blend(windows), expected)
 
 
 def test_cells_outside_the_image_are_not_read():
@@ -147,7 +147,7 @@ def test_windows_and_logits_are_those_of_mmsegmentation(resized, original, crop,
         size = tuple(size)
         windows.append((raw, Geometry(size, (0, 0, *size), size, resized, original, (top, left, *size))))
     assert seen == [geometry.window[2:] for _, geometry in windows]
-    torch.testing.assert_close(blended_logits(windows), sample.seg_logits.data, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(blend(windows), sample.seg_logits.data, atol=1e-6, rtol=1e-5)
     assert_best(windows)
 
 
