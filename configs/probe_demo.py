@@ -1,10 +1,11 @@
-"""Generated scenes: a linear head on a small pretrained encoder, without any download.
+"""Generated scenes: segmentation, depth and normals heads on one small pretrained encoder, without any download.
 
     make demo
     python tools/train.py configs/probe_demo.py
     python tools/train.py configs/probe_demo.py --encoder siglip2-base-16-256   (where the hub can be reached)
 
-The scenes are ray-cast, so that their labels are exact; the numbers compare encoders on a toy, not on photographs.
+The scenes are ray-cast, so that their targets are exact; the numbers compare encoders on a toy, not on photographs.
+The three heads train in one pass of the encoder, each with its own layers, loss and optimizer.
 """
 
 _base_ = ["_base_/runtime.py"]
@@ -17,7 +18,17 @@ model = dict(
             head=dict(type="LinearHead", layers="even4", norm=True),
             task=dict(type="Segmentation"),
             optim=dict(type="AdamW", lr=3e-3, weight_decay=1e-4),
-        )
+        ),
+        depth=dict(
+            head=dict(type="LinearHead", layers="even4", norm=True, upsample=2),
+            task=dict(type="Depth", min_depth=0.1, max_depth=10.0, bins=64),
+            optim=dict(type="AdamW", lr=3e-3, weight_decay=1e-4),
+        ),
+        normals=dict(
+            head=dict(type="DPTHead", layers="even4", norm=True, width=32),
+            task=dict(type="Normals", uncertainty=True),
+            optim=dict(type="AdamW", lr=1e-3, weight_decay=1e-2, clip_norm=35),
+        ),
     ),
 )
 train_dataloader = dict(

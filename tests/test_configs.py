@@ -2,12 +2,15 @@
 
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from siglip2_dense.cli.common import load_config
-from siglip2_dense.engine.run import build_probe, check_keys
+from siglip2_dense.engine.configs import check_keys
+from siglip2_dense.engine.run import build_probe
+from siglip2_dense.engine.train import _optimizer
 from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import TRANSFORMS, build
 
@@ -23,8 +26,13 @@ def load(name, encoder="test_vit", options=()):
     )
 
 
+def data(classes):
+    """A data set's facts, as far as a probe asks for them."""
+    return SimpleNamespace(name="some", classes=classes, targets=("labels", "depth", "normals"))
+
+
 def test_none_is_missed():
-    assert len(NAMES) == 5 and len(list(CONFIGS.rglob("*.py"))) == 10
+    assert len(NAMES) == 12 and len(list(CONFIGS.rglob("*.py"))) == 21
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,12 +43,14 @@ def test_config(name, tmp_path):
     check_keys(config)
     config.dump(tmp_path / "dumped.py")
     assert type(config).fromfile(tmp_path / "dumped.py").to_dict() == config.to_dict()
-    classes = CLASSES.get(name.removeprefix("probe_"), CLASSES["generated"])
     if name == "probe_camvid":  # it names stages of a convolutional network
         config = load(name, "tf_efficientnet_lite0")
-    probe = build_probe(config, classes).eval()
+    probe = build_probe(config, data(CLASSES.get(name.removeprefix("probe_"), CLASSES["generated"]))).eval()
     images = [torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)]
-    assert probe(images, None, mode="predict")[0]["segmentation"].shape == (70, 90)
+    for prediction in probe(images, None, mode="predict")[0].values():
+        assert prediction.shape[-2:] == (70, 90)
+    for settings in (parts.optim for parts in config.model.heads.values()):
+        assert _optimizer(settings.to_dict(), torch.nn.Linear(2, 2)).param_groups[0]["lr"] == settings.lr
     for loader in (config.train_dataloader, config.val_dataloader):
         for transform in loader.dataset.get("transforms", []):
             build(TRANSFORMS, transform)
@@ -48,7 +58,7 @@ def test_config(name, tmp_path):
 
 @pytest.mark.parametrize("encoder", ["test_vit", "test_vit3", "test_convnext", "resnet18", "vit_small_patch16_dinov3"])
 def test_the_main_job_takes_any_encoder_by_one_word(encoder):
-    probe = build_probe(load("probe_ade20k", encoder), CLASSES["ade20k"]).eval()
+    probe = build_probe(load("probe_ade20k", encoder), data(CLASSES["ade20k"])).eval()
     images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)]
     prediction = probe(images, None, mode="predict")[0]["segmentation"]
     assert prediction.shape == (64, 96) and prediction.max() < 150
@@ -64,21 +74,51 @@ def test_weights_go_back_to_the_hub_with_another_encoder():
 
 def test_protocol_values_of_the_linear_probes():
     """The numbers that make a result comparable, in one place to be changed knowingly."""
-    from mmengine.optim import OptimWrapper
-    from mmengine.registry import PARAM_SCHEDULERS
-
     config = load("probe_ade20k")
     optim = config.model.heads.segmentation.optim
     assert (optim.type, optim.lr, optim.weight_decay) == ("AdamW", 1e-3, 1e-4)
     assert config.train_dataloader.batch_size == 16 and config.train_cfg.max_iters == 40_000
     assert config.model.inference.to_dict() == dict(mode="slide", crop=512, stride=341)
-    optimizer = OptimWrapper(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3))
-    schedules = [PARAM_SCHEDULERS.build({**s, "optimizer": optimizer}) for s in config.param_scheduler]
-    rates = []
-    for _ in range(2_000):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        for schedule in schedules:
-            schedule.step()
+    rates = [rate for rate, _ in schedule(config, 1e-3)]
     assert max(rates) == pytest.approx(0.9625e-3, rel=1e-3)  # warm-up multiplies the decay
     assert rates[750] == pytest.approx(1e-3 * (1 - 750 / 40_000) * 0.5, rel=2e-3)
+
+
+def schedule(config, lr, beta=0.9):
+    """(learning rate, first beta) of each step, as the config's schedules give them."""
+    from mmengine.optim import OptimWrapper
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = OptimWrapper(torch.optim.AdamW([parameter], lr=lr, betas=(beta, 0.999)))
+    schedules = [PARAM_SCHEDULERS.build({**s, "optimizer": optimizer}) for s in config.param_scheduler]
+    found = []
+    for _ in range(config.train_cfg.max_iters):
+        found.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"][0]))
+        optimizer.step()
+        for one in schedules:
+            one.step()
+    return found
+
+
+def test_protocol_values_of_the_depth_probes():
+    """DINOv2's: warm-up times cosine peaks at 0.75 of the rate, the first beta goes from 0.95 to 0.85 and back."""
+    config = load("probe_nyuv2_depth")
+    optim = config.model.heads.depth.optim
+    assert (optim.lr, optim.weight_decay, optim.clip_norm) == (1e-4, 0.01, 35)
+    assert config.model.inference.to_dict() == dict(mode="whole", flip=True)
+    steps = schedule(config, optim.lr, optim.betas[0])
+    rates = [rate for rate, _ in steps]
+    assert max(rates) == pytest.approx(0.75e-4, rel=5e-3) and rates.index(max(rates)) == pytest.approx(12_800, abs=10)
+    assert rates[0] == pytest.approx(1e-7) and rates[-1] < 1e-10
+    assert steps[0][1] == 0.95 and steps[11_520][1] == pytest.approx(0.85, abs=1e-4)
+    assert steps[5_760][1] == pytest.approx(0.9, abs=1e-3) and steps[-1][1] == pytest.approx(0.95, abs=1e-4)
+
+
+def test_protocol_values_of_the_dpt_probes():
+    for name, target, lr in (("navi_depth", "depth", 5e-4), ("navi_normals", "normals", 5e-4)):
+        config = load(f"probe_{name}")
+        assert config.train_dataloader.batch_size * config.train_cfg.max_iters == 400_000
+        assert config.train_dataloader.dataset.targets == (target,) and config.model.heads[target].optim.lr == lr
+    rates = [rate for rate, _ in schedule(config, lr)]
+    assert rates.index(max(rates)) == pytest.approx(7_500, abs=10)

@@ -6,16 +6,11 @@ Needs ``camvid/`` and ``weights/`` in the folder that SIGLIP2_DENSE_TEST_DATA na
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from siglip2_dense.benchmark.measure import figure
-from siglip2_dense.errors import UserError
+from siglip2_dense.benchmark.measure import data_folder, figure, verb
 
-VARIABLE = "SIGLIP2_DENSE_TEST_DATA"
 LITE0 = "efficientnet-lite0, strides 8+16+32"
 VIT = "ViT-S/14 of 6 blocks, blocks 1+3+5"
 INDEPENDENT = {  # mIoU on val that another implementation of the same protocol reached, one seed
@@ -24,13 +19,6 @@ INDEPENDENT = {  # mIoU on val that another implementation of the same protocol 
     (VIT, "pretrained"): 52.66,
     (VIT, "random"): 17.56,
 }
-
-
-def data_folder() -> Path:
-    folder = Path(os.environ.get(VARIABLE, ""))
-    if not (folder / "camvid").is_dir() or not (folder / "weights").is_dir() or VARIABLE not in os.environ:
-        raise UserError(f"set {VARIABLE} to a folder with camvid/ and weights/ (looked in {folder.resolve()}).")
-    return folder.resolve()
 
 
 def encoders(folder: Path) -> dict[tuple[str, str], list[str]]:
@@ -56,7 +44,7 @@ def encoders(folder: Path) -> dict[tuple[str, str], list[str]]:
 
 def run(quick: bool) -> list[dict]:
     """Figures: mIoU on val and test of each run, wall time of training, peak memory."""
-    folder = data_folder()
+    folder = data_folder("camvid")
     figures = []
     with tempfile.TemporaryDirectory() as scratch:
         for (encoder, weights), arguments in encoders(folder).items():
@@ -68,11 +56,11 @@ def run(quick: bool) -> list[dict]:
                 options += ["train_cfg.max_iters=20", "param_scheduler.0.total_steps=20"]
                 options += [f"{split}_dataloader.dataset.transforms.0.size=(168,224)" for split in ("train", "val")]
             common = ["probe_camvid", "--work-dir", str(work_dir), *arguments, *options]
-            _verb("train", *common)
+            verb("train", *common)
             train = json.loads((work_dir / "results.json").read_text())
             found = {"val": train}
             if not quick:
-                _verb("test", "probe_camvid", str(work_dir / "head.safetensors"), *common[1:])
+                verb("test", "probe_camvid", str(work_dir / "head.safetensors"), *common[1:])
                 found["test"] = json.loads((work_dir / "results_test.json").read_text())
             for split, record in found.items():
                 low, high = record["intervals"]["mIoU"]
@@ -106,15 +94,3 @@ def run(quick: bool) -> list[dict]:
                 )
             )
     return figures
-
-
-def _verb(name: str, *arguments: str) -> None:
-    code = (
-        "import sys; from siglip2_dense.cli.common import run; "
-        f"from siglip2_dense.cli.{name} import main; sys.exit(run(main))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if done.returncode:
-        raise UserError(f"{name} {' '.join(arguments)} failed: {done.stdout.strip().splitlines()[-1]}")

@@ -15,9 +15,11 @@ from statistics import median
 
 import torch
 
+from siglip2_dense.errors import UserError
 from siglip2_dense.files import write_text
 
 ROOT = Path(__file__).parents[2]
+VARIABLE = "SIGLIP2_DENSE_TEST_DATA"
 
 
 def interleave(sides: dict[str, Callable], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -61,6 +63,27 @@ def in_own_process(module: str, call: str) -> float:
     code = f"from siglip2_dense.benchmark import {module}; print(float({module}.{call}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
+
+
+def data_folder(name: str) -> Path:
+    """The folder of real test data; raises UserError where it, its weights or the set ``name`` is missing."""
+    folder = Path(os.environ.get(VARIABLE, ""))
+    if VARIABLE not in os.environ or not (folder / name).is_dir() or not (folder / "weights").is_dir():
+        raise UserError(f"set {VARIABLE} to a folder with {name}/ and weights/ (looked in {folder.resolve()}).")
+    return folder.resolve()
+
+
+def verb(name: str, *arguments: str) -> None:
+    """Run a verb of the command line in a process of its own; raises UserError with its last line when it fails."""
+    code = (
+        "import sys; from siglip2_dense.cli.common import run; "
+        f"from siglip2_dense.cli.{name} import main; sys.exit(run(main))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise UserError(f"{name} {' '.join(arguments)} failed: {done.stdout.strip().splitlines()[-1]}")
 
 
 def figure(name: str, value: float, target: float | None = None, better: str = "lower", detail: str = "") -> dict:

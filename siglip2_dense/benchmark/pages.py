@@ -9,8 +9,12 @@ from pathlib import Path
 from siglip2_dense.files import write_text
 
 PAGES = {
-    "results.md": ("Results", "What trained heads score on real data.", ("camvid",)),
-    "performance.md": ("Performance", "Time and memory, both sides of each ratio in one run.", ("encoder", "evaluate")),
+    "results.md": ("Results", "What trained heads score on real data.", ("camvid", "kitchen")),
+    "performance.md": (
+        "Performance",
+        "Time and memory, both sides of each ratio in one run.",
+        ("encoder", "evaluate", "heads"),
+    ),
 }
 
 
@@ -28,6 +32,8 @@ def page(title: str, lead: str, names: tuple[str, ...], figures: Path) -> str:
         for item in found["figures"]:
             target = "" if item["target"] is None else f"{'≤' if item['better'] == 'lower' else '≥'} {item['target']:g}"
             lines.append(f"| {item['name']} | {item['value']:.4g} | {target} | {item['detail']} |")
+        for picture in sorted((figures / name).glob("*.jpg")):
+            lines += ["", f"![{picture.stem.replace('_', ' ')}](figures/{name}/{picture.name})"]
         lines += ["", "Measured on: " + ", ".join(f"{key} {value}" for key, value in found["machine"].items()) + "."]
     return "\n".join(lines) + "\n"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-NAMES = ("camvid", "encoder", "evaluate")
+NAMES = ("camvid", "encoder", "evaluate", "heads", "kitchen")
+WITH_PICTURES = ("kitchen",)  # they leave pictures in the folder FILE without its .json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +20,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from siglip2_dense.benchmark import measure
 
-    figures = import_module(f"siglip2_dense.benchmark.{arguments.name}").run(arguments.quick)
+    more = ()
+    if arguments.json and arguments.name in WITH_PICTURES:
+        more = (Path(arguments.json).with_suffix(""),)
+    figures = import_module(f"siglip2_dense.benchmark.{arguments.name}").run(arguments.quick, *more)
     print(measure.table(figures))
     if arguments.json:
         measure.write(figures, arguments.json)

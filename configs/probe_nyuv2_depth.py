@@ -1,0 +1,35 @@
+"""NYUv2 depth: a linear head on a frozen encoder (SigLIP 2 paper, Table 2, column NYUv2 depth).
+
+    python tools/train.py configs/probe_nyuv2_depth.py
+    python tools/train.py configs/probe_nyuv2_depth.py --encoder dinov2-large-14 \
+        --cfg-options model.heads.depth.head.norm=False
+
+RMSE in metres in the paper:
+
+    clip-large-14-224      0.553
+    openclip-bigg-14-224   0.541   (a copy of the DINOv2 paper's "lin. 1")
+    siglip-so400m-14-224   0.576
+    siglip2-so400m-14-224  0.493
+    siglip-so400m-14-384   0.563
+    siglip2-so400m-14-384  0.466
+
+Reach these first, they have public code ("lin. 1", on maps without the final norm): DINOv2 S/14 0.449, B/14 0.399,
+L/14 0.384, g/14 0.344. The paper names neither head nor input size; this is DINOv2's one-layer head at its 480 x 640,
+with the pooled vector in the place of the class token. For four layers: model.heads.depth.head.layers=even4.
+"""
+
+_base_ = ["_base_/runtime.py", "_base_/nyuv2.py", "_base_/depth_38k.py"]
+
+model = dict(
+    type="DenseProbe",
+    encoder=dict(type="FrozenEncoder", name="siglip2-so400m-14-384"),
+    heads=dict(
+        depth=dict(
+            head=dict(type="LinearHead", layers="last", norm=True, pooled="concat", batch_norm=False, upsample=4),
+            # DINOv2 also has its gradient loss, which is 0 for its two images on a GPU
+            task=dict(type="Depth", min_depth=1e-3, max_depth=10.0, sig=1.0, warm_up=100, crop="eigen"),
+            optim=dict(type="AdamW", lr=1e-4, betas=(0.95, 0.999), weight_decay=0.01, clip_norm=35),
+        )
+    ),
+    inference=dict(mode="whole", flip=True),
+)

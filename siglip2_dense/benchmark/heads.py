@@ -1,0 +1,112 @@
+"""What a step of each head costs, without its encoder: forward, loss, backward, on features of So400m's width."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from siglip2_dense.benchmark.measure import figure, in_own_process, peak_increase
+from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Sample
+from siglip2_dense.models import DenseProbe
+
+PATCH, WIDTH, BLOCKS = 14, 1152, 27
+HEADS = {  # name: head and task
+    "linear, 150 classes": (dict(type="LinearHead"), dict(type="Segmentation", classes="ade20k")),
+    "linear depth, 256 bins": (
+        dict(type="LinearHead", pooled="concat", batch_norm=False, upsample=4),
+        dict(type="Depth"),
+    ),
+    "DPT, 150 classes": (dict(type="DPTHead"), dict(type="Segmentation", classes="ade20k")),
+    "DPT depth, 256 bins": (dict(type="DPTHead"), dict(type="Depth", gradient=0.5)),
+    "DPT normals": (dict(type="DPTHead"), dict(type="Normals")),
+    "probe3d normals, 512 wide": (dict(type="Probe3DHead"), dict(type="Normals")),
+}
+
+
+def run(quick: bool) -> list[dict]:
+    """Figures: seconds of forward, loss and backward, and the most memory they take, of each head and precision."""
+    batch, pixels, rounds = (1, 252, 1) if quick else (8, 512, 2)
+    figures = []
+    for name in ("linear depth, 256 bins", "DPT normals") if quick else HEADS:
+        for precision in ("fp32", "bf16"):
+            arguments = f"{name!r}, {precision!r}, {batch}, {pixels}"
+            seconds = in_own_process("heads", f"seconds({arguments}, {rounds})")
+            peak = in_own_process("heads", f"memory({arguments})") / 2**20
+            detail = f"{pixels} px, grid {-(-pixels // PATCH)}, width {WIDTH}, batch {batch}"
+            figures.append(
+                figure(f"seconds, {name}, {precision}", seconds, detail=f"forward, loss, backward; {detail}")
+            )
+            figures.append(figure(f"peak MiB, {name}, {precision}", peak, detail=f"above the features; {detail}"))
+    return figures
+
+
+def seconds(name: str, precision: str, batch: int, pixels: int, rounds: int) -> float:
+    """Median of a step's time, after one to warm up."""
+    step, found = _step(name, precision, batch, pixels), []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return median(found[1:])
+
+
+def memory(name: str, precision: str, batch: int, pixels: int) -> int:
+    """Bytes: the peak of the first step above what features, targets and parameters hold."""
+    step = _step(name, precision, batch, pixels)
+    if not torch.cuda.is_available():
+        return peak_increase(step)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _step(name: str, precision: str, batch: int, pixels: int):
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    head, task = HEADS[name]
+    facts = _facts()
+    probe = DenseProbe({"head": dict(head=head, task=task)}, facts=facts, precision=precision).to(device).train()
+    grid = -(-pixels // PATCH)
+    size, padded = (pixels, pixels), (grid * PATCH, grid * PATCH)
+    start = (padded[0] - pixels) // 2
+    geometry = (Geometry(padded, (start, start, *size), size, size, size),) * batch
+    maps = {tap: torch.randn(batch, WIDTH, grid, grid, device=device) for tap in probe.taps}
+    features = Features(maps, geometry, pooled=torch.randn(batch, WIDTH, device=device))
+    sample = Sample(
+        labels=torch.randint(0, 150, size),
+        depth=torch.rand(1, *size) * 9 + 0.5,
+        normals=F.normalize(torch.randn(3, *size), dim=0),
+        original_size=size,
+    ).to(device)
+
+    def step():
+        losses = probe(features, [sample] * batch, mode="loss")
+        sum(losses.values()).backward()
+        probe.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _facts() -> EncoderFacts:
+    """Of SigLIP 2 So400m, patch 14, without building it."""
+    return EncoderFacts(
+        name="siglip2-so400m-14-384",
+        fingerprint="",
+        widths=(WIDTH,) * BLOCKS,
+        strides=(PATCH,) * BLOCKS,
+        prefix=(),
+        pooled="map",
+        pooled_width=WIDTH,
+        final_norm=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        native_grid=(27, 27),
+        position_kernel="bicubic, antialias",
+        parameters=0,
+    )
