@@ -3,6 +3,9 @@
     python tools/train.py configs/probe_kitchen.py
     python tools/test.py configs/probe_kitchen.py work_dirs/probe_kitchen_efficientnet-lite0/head.safetensors
 
+Lay it out as images/{train,test}/NAME.jpg and depth/{train,test}/NAME.png of 240 x 320 pixels (every second row and
+column of the published frames, in millimetres) with intrinsics.txt (fx = fy = 292.5, cx = 160, cy = 120).
+
 6 epochs of the first 150 frames; the last 50, in time, are the test. It is one room seen from other places: scores
 show that heads learn, and how encoders differ here, but nothing of other rooms. Colour and depth are off by some
 pixels against each other. Normals are planes fitted to 9 x 9 pixels of depth. DPT heads are 64 wide instead of 256. The

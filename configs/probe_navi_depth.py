@@ -11,7 +11,7 @@ RMSE in the paper, of depths scaled to 0.01 ... 1 within each object (its values
     siglip2-so400m-14-384  0.064
 
 Reach these first, they have public code: probe3d's DINOv2 B/14 0.0763, L/14 0.0721. The paper names neither head nor
-loss; the head is that of TIPS, the losses are probe3d's.
+loss; the head is that of TIPS, the losses are probe3d's. Only an object's farthest pixel, at exactly 1, is not scored.
 """
 
 _base_ = ["_base_/runtime.py", "_base_/navi.py", "_base_/probe_50k.py"]

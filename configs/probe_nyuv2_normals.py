@@ -12,8 +12,10 @@ Angular RMSE in degrees in the paper:
 
 Reach these first, they have public code: probe3d's DINOv2 B/14 22.41, L/14 21.55. Trained on GeoNet's frames and
 scored on the 654 labelled test frames with Ladický's normals where they are marked valid and the depth was measured:
-two estimators, as in probe3d. The paper names neither head nor loss; the head is that of TIPS, the loss probe3d's. Its
-own numbers for CLIP (35.8) are far from the paper's, so its head is not the one of that table.
+two estimators, as in probe3d. probe3d's numbers are of the 480 x 480 pixels in the middle, with its own mask: a
+``CenterCrop`` in the validation's transforms comes close. The paper names neither head nor loss; the head is that of
+TIPS, the loss probe3d's. Its own numbers for CLIP (35.8) are far from the paper's, so its head is not the one of that
+table.
 """
 
 _base_ = ["_base_/runtime.py", "_base_/probe_50k.py"]

@@ -5,7 +5,7 @@
 
 Lay the data out as images/{train,val}/NAME.jpg, depth/{train,val}/NAME.png (16 bits, millimetres, 0 = none) and
 intrinsics.txt (3 x 3, of the images as they are stored); normals are derived from the depth. With class labels as well
-(labels/{train,val}/NAME.png, classes.txt) add "labels" to both ``targets`` and a third head,
+(labels/{train,val}/NAME.png, classes.txt) add "labels" to both ``targets`` and another head,
 ``segmentation=dict(head=dict(type="LinearHead", layers="last4"), task=dict(type="Segmentation"), optim=...)``.
 Each head has its own layers, loss, optimizer and scores; leave out what you do not want. Depth is the first of the
 heads, so it decides which step was the best.

@@ -18,7 +18,7 @@ from siglip2_dense.files import atomic, load_tensors
 from siglip2_dense.registry import MODELS
 
 READ = ("layers", "norm", "pooled", "stride")  # settings of a head that are spelled out under "reads"
-FORMAT = "siglip2_dense heads, version 1"
+FORMAT = "siglip2_dense heads, version 2"
 
 
 @dataclass

@@ -23,7 +23,8 @@ def resize_logits(logits: Tensor, size: Size) -> Tensor:
 def resize_directions(maps: Tensor, size: Size) -> Tensor:
     """(B, 3, h, w) directions of any length and float type -> (B, 3, *size) float32 unit vectors.
 
-    Unit vectors, bicubic, unit vectors again (the order of TIPS). The zero vector stays.
+    Unit vectors, bicubic, unit vectors again (the order of TIPS). One shorter than 1e-6, which has no direction to
+    speak of and would have a huge gradient, stays as it is.
     """
     unit = _unit(maps.float())
     if maps.shape[-2:] == tuple(size):
@@ -32,8 +33,9 @@ def resize_directions(maps: Tensor, size: Size) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """``F.normalize`` over the axis 1, several times faster."""
-    return vectors * vectors.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
+    """``F.normalize`` over the axis 1, several times faster, but for short vectors."""
+    squares = vectors.square().sum(1, keepdim=True)
+    return vectors * torch.where(squares > 1e-12, squares, 1).rsqrt()
 
 
 def resize_features(maps: Tensor, size: Size) -> Tensor:

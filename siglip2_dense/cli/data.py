@@ -126,28 +126,18 @@ def _panel(sample, dataset):
     """(h, w, 3) uint8: a row for each target, which is brought to the image's size where a test left it at its own."""
     import numpy as np
 
+    from siglip2_dense.data.transforms import resize_nearest
     from siglip2_dense.tasks.segmentation import Segmentation
     from siglip2_dense.viz.panels import depth_panel, grid, normals_panel, segmentation_panel
 
     image = sample.image.permute(1, 2, 0).numpy()
     rows = []
     if sample.labels is not None:
-        labels = _fitted(sample.labels[None], image.shape[:2])[0]
+        labels = resize_nearest(sample.labels[None], image.shape[:2])[0].numpy()
         rows.append(segmentation_panel(image, labels, None, dataset.classes, Segmentation(dataset.classes).palette))
     if sample.depth is not None:
-        depth = _fitted(sample.depth, image.shape[:2])[0]
+        depth = resize_nearest(sample.depth, image.shape[:2])[0].numpy()
         rows.append(depth_panel(image, depth, None, getattr(dataset, "unit", "m")))
     if sample.normals is not None:
-        rows.append(normals_panel(image, _fitted(sample.normals, image.shape[:2]), None))
+        rows.append(normals_panel(image, resize_nearest(sample.normals, image.shape[:2]).numpy(), None))
     return np.pad(grid(rows, columns=1), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
-
-
-def _fitted(values, size):
-    """(C, H, W) tensor -> (C, *size) array, from the same pixels that labels are taken from."""
-    import numpy as np
-
-    from siglip2_dense.resample import resize_labels
-
-    height, width = values.shape[1:]
-    places = resize_labels(np.arange(height * width).reshape(height, width), size)
-    return values.numpy().reshape(len(values), -1)[:, places]

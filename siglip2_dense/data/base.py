@@ -250,6 +250,8 @@ def _check_normals(normals: Tensor, where: Path) -> None:
             f"{where}: holds a normal of length {length[wrong][0]:.3g}, but they have length 1, or 0 where there is "
             "none; correct the file."
         )
+    if not length.any():
+        raise UserError(f"{where}: gives no normal at any pixel; remove it and its image, or correct it.")
 
 
 def _size(values: Tensor) -> Size:

@@ -190,6 +190,8 @@ def _navi_members(tar, root: Path) -> Iterator[tuple[Path, bytes]]:
     """(path, content) of the files that the reader wants and that are not there yet."""
     for member in tar:
         parts = PurePosixPath(member.name).parts
+        if not parts:  # the archive's own folder
+            continue
         inside = parts[-4:] if parts[-1].lower().endswith((".jpg", ".png")) else parts[-3:]
         if not member.isfile() or len(inside) < 3 or ".." in inside or not inside[1].startswith((*MULTIVIEW, WILD)):
             continue
@@ -202,15 +204,20 @@ def _write_small(path: Path, content: bytes) -> None:
     if path.name == "annotations.json":
         write_text(path, content.decode())
         return
-    with Image.open(io.BytesIO(content)) as image:
-        if path.parent.name == "images":
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-            pixels = shrink(pixels, _small(pixels.shape[:2])).permute(1, 2, 0).numpy()
-            settings = dict(format="JPEG", quality=95)
-        else:
-            pixels = np.array(image)
-            pixels = resize_labels(pixels, _small(pixels.shape)).astype(np.uint16)
-            settings = dict(format="PNG")
+    is_colour = path.parent.name == "images"
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB") if is_colour else image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"the archive holds a damaged picture for {path} ({error}); remove it and fetch it again."
+        ) from error
+    if is_colour:
+        pixels = shrink(pixels, _small(pixels.shape[:2])).permute(1, 2, 0).numpy()
+        settings = dict(format="JPEG", quality=95)
+    else:
+        pixels = resize_labels(pixels, _small(pixels.shape)).astype(np.uint16)
+        settings = dict(format="PNG")
     with atomic(path) as temporary:
         Image.fromarray(pixels).save(temporary, **settings)
 

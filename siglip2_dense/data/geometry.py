@@ -32,6 +32,8 @@ def read_intrinsics(path: str | Path) -> Tensor:
         matrix = torch.tensor([[float(number) for number in line] for line in lines if line])
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {ADVICE}.") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {ADVICE}.") from error
     except ValueError as error:  # words, bytes that are no text, lines of unequal length
         raise UserError(f"{path}: not a 3x3 matrix of numbers ({error}); {ADVICE}.") from error
     return check_intrinsics(matrix, path)
@@ -40,7 +42,8 @@ def read_intrinsics(path: str | Path) -> Tensor:
 def check_intrinsics(intrinsics: Tensor, where: str | Path, size: Size | None = None) -> Tensor:
     """``intrinsics`` itself; raises UserError beginning with ``where`` when it is no camera, or none of such images.
 
-    size: of the images (height, width), to find a camera that belongs to another: it looks at their middle half.
+    size: of the images (height, width), to find a camera that belongs to another: it looks inside their middle half
+        (the camera of half the size looks at its corner).
     """
     if intrinsics.shape != (3, 3):
         shape = "x".join(map(str, intrinsics.shape))
@@ -50,7 +53,7 @@ def check_intrinsics(intrinsics: Tensor, where: str | Path, size: Size | None = 
     if size is not None:
         height, width = size
         x, y = intrinsics[:2, 2].tolist()
-        if not (width / 4 <= x <= width * 3 / 4 and height / 4 <= y <= height * 3 / 4):
+        if not (width / 4 < x < width * 3 / 4 and height / 4 < y < height * 3 / 4):
             raise UserError(
                 f"{where}: the camera's axis is at column {x:g}, row {y:g}, far from the middle of images of "
                 f"{height}x{width} pixels (height x width); give the intrinsics of images of this size."

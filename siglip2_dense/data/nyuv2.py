@@ -150,6 +150,7 @@ class NYUv2Labelled(PixelDataset):
         if "depth" in self.targets:
             sample.depth = torch.from_numpy(np.ascontiguousarray(depth, np.float32))[None]
         if "normals" in self.targets:
+            check_lengths(normals[entry], self.root / NORMALS)
             sample.normals = turned(normals[entry], raw > 0, self.signs)
         return _with_camera(sample, where)
 
@@ -218,8 +219,23 @@ class NYUv2GeoNet(PixelDataset):
         if "depth" in self.targets:
             sample.depth = torch.from_numpy(depth)[None]
         if "normals" in self.targets:
+            check_lengths(normals, path)
             sample.normals = turned(normals, (depth > 0) & (mask > 0), self.signs)
         return _with_camera(sample, path)
+
+
+def check_lengths(vectors: np.ndarray, where: Path) -> None:
+    """Raise UserError when (H, W, 3) stored normals are no unit vectors: most of those that are not 0 are off by 10 %.
+
+    A few may be: published normals have been smoothed and resized.
+    """
+    length = np.sqrt(np.square(vectors.astype(np.float32)).sum(-1))
+    length = length[length > 0]
+    if len(length) and not 0.9 < np.median(length) < 1.1:
+        raise UserError(
+            f"{where}: its normals have the length {np.median(length):.3g} instead of 1; it is another file, or they "
+            "are encoded: fetch the right one."
+        )
 
 
 def turned(vectors: np.ndarray, valid: np.ndarray, signs: Sequence[int] = (1, 1, 1)) -> Tensor:

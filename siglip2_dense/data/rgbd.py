@@ -52,8 +52,11 @@ class RGBDFolder(LabelledImages):
         self.images, self.depth, self.labels = (path.format(split=split) for path in (images, depth, labels))
         self.targets = chosen_targets(self.name, targets, MAPS)
         self.scale, self.invalid, self.window = scale, _numbers(invalid), window
-        if not scale > 0 or window < 3 or window % 2 == 0:
-            raise UserError(f"{self.name}: scale={scale}, window={window}; give one above 0 and an odd one above 1.")
+        numbers = isinstance(scale, (int, float)) and isinstance(window, int)
+        if not numbers or not scale > 0 or window < 3 or window % 2 == 0:
+            raise UserError(
+                f"{self.name}: scale={scale!r}, window={window!r}; give a number above 0 and an odd one above 1."
+            )
         if "labels" in self.targets:
             self.ignore = _numbers(ignore)
             if classes is None:
@@ -91,9 +94,10 @@ class RGBDFolder(LabelledImages):
         return sample
 
     def fingerprint(self) -> str:
-        """That of the files' names and sizes, and of the camera, from which the normals are."""
-        camera = "" if self.camera is None else str(self.camera.tolist())
-        return hashlib.sha256(f"{super().fingerprint()} {camera}".encode()).hexdigest()
+        """That of the files' names and sizes, and of all that decides what is made of them."""
+        camera = None if self.camera is None else self.camera.tolist()
+        reading = (super().fingerprint(), camera, self.scale, self.invalid, self.window, self.ignore)
+        return hashlib.sha256(str(reading).encode()).hexdigest()
 
 
 def _numbers(given: int | Sequence[int]) -> tuple[int, ...]:

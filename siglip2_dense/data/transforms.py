@@ -274,12 +274,13 @@ def _resize(sample: Sample, size: Size, targets: bool) -> Sample:
     sample = _changed(sample, ("intrinsics",), lambda matrix: matrix * matrix.new_tensor([[x], [y], [1]]))
     if not targets:
         return sample
+    sample = replace(sample, original_size=tuple(size))  # the size at which predictions are compared with targets
     sample = _changed(sample, ("labels",), lambda labels: torch.from_numpy(resize_labels(labels.numpy(), size)))
-    sample = _changed(sample, ("depth", "normals"), lambda values: _resize_nearest(values, size))
+    sample = _changed(sample, ("depth", "normals"), lambda values: resize_nearest(values, size))
     return _changed(sample, ("boxes",), lambda boxes: boxes * boxes.new_tensor([x, y, x, y]))
 
 
-def _resize_nearest(values: Tensor, size: Size) -> Tensor:
+def resize_nearest(values: Tensor, size: Size) -> Tensor:
     """(C, H, W) -> (C, *size), from the same pixels that labels are taken from."""
     height, width = values.shape[-2:]
     places = resize_labels(np.arange(height * width).reshape(height, width), size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -78,6 +79,11 @@ def report(metrics: dict, tasks: dict) -> dict:
     intervals = _named({name: metric.intervals() for name, metric in metrics.items()})
     per_class, lines = {}, []
     for name, values in scores.items():
+        if all(math.isnan(value) for value in values.values()):
+            raise UserError(
+                f"heads.{name}: no pixel of the data could be scored; look at their {tasks[name].target} with "
+                "`python tools/data.py show`: unit, scale, range (min_depth to max_depth) or ignored labels are wrong."
+            )
         lines.append(f"{name}: " + "  ".join(f"{key} {_short(value)}" for key, value in values.items()))
     for name, metric in metrics.items():
         found = metric.per_class()

@@ -35,8 +35,9 @@ class DepthMetric(PerImage):
       prediction, which has none, is scored as it is.
 
     Each is the mean over images that have valid pixels. rmse_pooled is the root over all pixels of the set: at least
-    rmse, and another number. Nothing is clamped, but that logarithms and d1 to d3 take p from min_depth on; a NaN makes
-    the scores NaN. Formulas: Eigen et al. 2014; silog with BTS's factor; alignment and averages as in probe3d.
+    rmse, and another number. Nothing is clamped, but that logarithms and d1 to d3 take p from min_depth on; a NaN is a
+    miss for d1 to d3 and makes the others NaN. Formulas: Eigen et al. 2014; silog with BTS's factor; alignment and
+    averages as in probe3d.
     """
 
     def __init__(self, min_depth: float, max_depth: float, crop: str | None = None):

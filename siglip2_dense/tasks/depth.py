@@ -28,12 +28,12 @@ def expected_depth(scores: Tensor, min_depth: float, max_depth: float, epsilon: 
     the two.
     """
     count = scores.shape[1]
-    centres = torch.linspace(min_depth, max_depth, count, dtype=torch.float64)
-    both = torch.stack([centres, torch.ones_like(centres)]).float().to(scores.device)
+    centres = torch.linspace(min_depth, max_depth, count, device=scores.device)
+    both = torch.stack([centres, torch.ones_like(centres)])
     weights = scores.float().relu()
     # both sums in one product: the weights with their epsilon would be another map of K channels
     moment, mass = (both @ weights.flatten(2)).view(len(scores), 2, 1, *scores.shape[2:]).unbind(1)
-    return (moment + epsilon * centres.sum().item()) / (mass + epsilon * count)
+    return (moment + epsilon * count * (min_depth + max_depth) / 2) / (mass + epsilon * count)
 
 
 @TASKS.register_module()
@@ -69,10 +69,15 @@ class Depth:
         crop: str | None = None,
         unit: str = "m",
     ):
-        if not 0 < min_depth < max_depth:
-            raise UserError(f"Depth: min_depth={min_depth} and max_depth={max_depth}; give 0 < min_depth < max_depth.")
-        if bins is not None and bins < 2:
-            raise UserError(f"Depth: bins={bins}; give 2 or more, or none for a head that says the depth itself.")
+        if (
+            not all(isinstance(depth, (int, float)) for depth in (min_depth, max_depth))
+            or not 0 < min_depth < max_depth
+        ):
+            raise UserError(
+                f"Depth: min_depth={min_depth!r} and max_depth={max_depth!r}; give 0 < min_depth < max_depth."
+            )
+        if bins is not None and not (isinstance(bins, int) and bins >= 2):
+            raise UserError(f"Depth: bins={bins!r}; give 2 or more, or none for a head that says the depth itself.")
         if bins is not None and epsilon <= 0:
             raise UserError(f"Depth: epsilon={epsilon}; give more than 0, or bins without a score divide by 0.")
         self.min_depth, self.max_depth = min_depth, max_depth

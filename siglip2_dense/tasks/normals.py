@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_dense.contracts import Geometry, Sample
@@ -66,7 +65,7 @@ class Normals:
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """(3, H, W) unit vectors of one image at its original size, from the raw maps (K, h, w) of its windows."""
         directions = [(raw[:3], geometry) for raw, geometry in windows]
-        return F.normalize(blend(directions, resize_directions), dim=0)
+        return blend(directions, resize_directions)
 
     def metric(self) -> NormalsMetric:
         return NormalsMetric()

@@ -286,6 +286,12 @@ def test_a_missing_camera_is_named(tmp_path):
         read_intrinsics(tmp_path / "bytes.txt")
 
 
+def test_the_camera_of_half_the_size_is_named():
+    camera = torch.tensor([[292.5, 0, 160], [0, 292.5, 120], [0, 0, 1]])
+    with pytest.raises(UserError, match="far from the middle"):
+        check_intrinsics(camera, "mine", (480, 640))
+
+
 @pytest.mark.parametrize(
     ("size", "fits"), [((240, 320), True), ((200, 280), True), ((480, 640), False), ((120, 160), False)]
 )

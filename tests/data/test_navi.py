@@ -364,3 +364,39 @@ def test_navi_is_prepared_and_verified(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert f"test: 2 objects instead of 3; move {root} away and run `python tools/data.py prepare navi --root" in out
     assert "000.jpg has no depth" in out
+
+
+@pytest.mark.parametrize(("name", "score"), [("probe_navi_depth", "rmse"), ("probe_navi_normals", "recall_30")])
+def test_the_config_trains_and_scores(tmp_path, name, score):
+    from siglip2_dense.cli.train import main
+
+    root, head = _write(tmp_path / "navi", _objects()), "depth" if "depth" in name else "normals"
+    options = ["train_cfg.max_iters=1", "train_dataloader.batch_size=1", f"model.heads.{head}.head.width=8"]
+    for loader in ("train_dataloader", "val_dataloader"):
+        options += [f"{loader}.dataset.root={root}", f"{loader}.num_workers=0", f"{loader}.dataset.every=3"]
+    run = tmp_path / "run"
+    main([name, "--encoder", "test_vit", "--weights", "random", "--work-dir", str(run), "--cfg-options", *options])
+    record = json.loads((run / "results.json").read_text())
+    assert record["data"]["images"] == 1 and 0 <= record["metrics"][score] < 180
+    assert len(list((run / "pictures").glob("*.png"))) == 1
+
+
+def test_an_archive_of_damaged_pictures_is_named(tmp_path):
+    files = _scene("ball/wild_set", ["000"], size=SMALL)
+    files["ball/wild_set/images/000.jpg"] = b"no picture"
+    with pytest.raises(UserError, match=r"damaged picture for .*ball/wild_set/images/000\.jpg"):
+        add_navi(_tar(tmp_path / "navi_v1.0.tar.gz", files), tmp_path / "navi")
+
+
+def test_an_archive_with_an_entry_for_its_own_folder(tmp_path):
+    path = tmp_path / "navi.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        folder = tarfile.TarInfo("./")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in _scene("ball/wild_set", ["000"], size=SMALL).items():
+            member = tarfile.TarInfo(f"./navi/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    add_navi(path, tmp_path / "navi")
+    assert (tmp_path / "navi/ball/wild_set/depth/000.png").is_file()

@@ -1,6 +1,7 @@
 """NYUv2's three readers, and their preparation, on miniatures in the genuine formats."""
 
 import gzip
+import json
 import os
 import pickle
 import subprocess
@@ -552,3 +553,35 @@ def test_geonet_is_verified_and_says_where_it_comes_from(geonet, tmp_path, monke
     _write_geonet(geonet / "bedroom_0001-b.mat", norm=np.pad(ROOMS[0][1], ((0, 1), (0, 1), (0, 0))))
     assert not verify("nyuv2_geonet", geonet)
     assert "trainval: z of the stored normals disagrees with the depth (-1.00" in capsys.readouterr().out
+
+
+# The configs, on miniatures
+
+
+def _train(name, run, head, train_root, val_root):
+    from siglip2_dense.cli.train import main
+
+    options = ["train_cfg.max_iters=1", "train_dataloader.batch_size=1", "train_dataloader.num_workers=0"]
+    options += ["val_dataloader.num_workers=0", f"train_dataloader.dataset.root={train_root}"]
+    options += [f"val_dataloader.dataset.root={val_root}", *head]
+    main([name, "--encoder", "test_vit", "--weights", "random", "--work-dir", str(run), "--cfg-options", *options])
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["probe_nyuv2_depth", "probe_nyuv2_depth_dpt"])
+def test_the_depth_configs_train_and_score(bts, tmp_path, name):
+    head = ["model.heads.depth.head.width=8"] if name.endswith("dpt") else []
+    record = _train(name, tmp_path / "run", head, bts, bts)
+    assert record["data"]["images"] == 2 and 2 < record["metrics"]["rmse"] < 4  # mid-range, where the depth is 2 m
+    assert record["protocol"]["heads"]["depth"]["scoring"]["crop"] == "eigen"
+
+
+def test_the_normals_config_trains_and_scores(labelled, geonet, tmp_path):
+    record = _train("probe_nyuv2_normals", tmp_path / "run", ["model.heads.normals.head.width=8"], geonet, labelled)
+    assert 0 < record["metrics"]["rmse"] < 180 and record["metrics"]["median_pooled"] > 0
+
+
+def test_encoded_normals_are_named(geonet):
+    _write_geonet(geonet / "bedroom_0001-b.mat", norm=127 * np.ones((481, 641, 3), np.float32))
+    with pytest.raises(UserError, match=r"bedroom_0001-b\.mat: its normals have the length 220 instead of 1"):
+        NYUv2GeoNet("trainval", geonet)[0]

@@ -193,3 +193,34 @@ def test_it_is_built_from_a_config_and_its_transforms_see_all_targets(root):
     assert sizes == {(20, 20)} and sample.original_size == (20, 20)
     assert sample.intrinsics[:2, 2].tolist() == [10, 10]
     assert torch.equal(read_intrinsics(root / "intrinsics.txt")[0, :2], torch.tensor([30.0, 0]))  # the set's own stays
+
+
+def test_the_fingerprint_follows_how_the_files_are_read(root):
+    settings = [
+        {},
+        {"scale": 500},
+        {"invalid": 65535},
+        {"targets": ("normals",), "window": 9},
+        {"targets": ("labels",)},
+    ]
+    found = {
+        RGBDFolder(root, "train", **one).fingerprint() for one in [*settings, {"targets": ("labels",), "ignore": 7}]
+    }
+    assert len(found) == 6
+
+
+def test_depth_without_any_value_is_named_when_only_normals_are_asked_for(root):
+    _write(root / "depth/train/a.png", np.zeros(SIZE, np.uint16))
+    with pytest.raises(UserError, match=r"a\.png: gives no normal at any pixel"):
+        RGBDFolder(root, "train", ("normals",))[0]
+
+
+@pytest.mark.parametrize("settings", [{"scale": "abc"}, {"window": 7.0}, {"scale": 0}])
+def test_settings_of_a_wrong_type_are_sentences(root, settings):
+    with pytest.raises(UserError, match="give a number above 0 and an odd one above 1"):
+        RGBDFolder(root, "train", **settings)
+
+
+def test_a_folder_in_the_place_of_the_camera_is_named(root):
+    with pytest.raises(UserError, match="mine: cannot be read"):
+        RGBDFolder(root, "train", intrinsics=root)

@@ -131,7 +131,9 @@ def test_draw_shows_four_pictures_side_by_side():
     [
         (dict(min_depth=2.0, max_depth=1.0), "0 < min_depth < max_depth"),
         (dict(min_depth=0.0), "0 < min_depth < max_depth"),
+        (dict(min_depth="a"), "0 < min_depth < max_depth"),
         (dict(bins=1), "2 or more"),
+        (dict(bins=2.5), "2 or more"),
         (dict(epsilon=0.0), "more than 0"),
         (dict(crop="egien"), "eigen"),
     ],

@@ -29,6 +29,13 @@ def test_directions_are_resized_as_unit_vectors():
     torch.testing.assert_close(resize_directions(maps, (5, 7)), F.normalize(maps.float(), dim=1))
 
 
+def test_directions_next_to_nothing_have_a_small_gradient():
+    for length in (0.0, 1e-10):
+        maps = torch.full((1, 3, 2, 2), length, requires_grad=True)
+        resize_directions(maps, (4, 4)).sum().backward()
+        assert maps.grad.abs().max() < 1e7
+
+
 @pytest.mark.parametrize("uncertainty", [True, False])
 def test_loss_counts_where_there_is_a_normal(uncertainty):
     torch.manual_seed(1)
