@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from siglip2_dense import head_file
-    from siglip2_dense.convert.published import Wishes, convert
+    from siglip2_dense.convert import Wishes, convert
     from siglip2_dense.errors import UserError
 
     if not arguments.out.endswith(".safetensors"):

@@ -1,5 +1,6 @@
 """Published heads of other projects as head files of ours."""
 
-from siglip2_dense.convert.published import convert
+from siglip2_dense.convert.checkpoint import convert
+from siglip2_dense.convert.published import Wishes
 
-__all__ = ["convert"]
+__all__ = ["Wishes", "convert"]

@@ -14,7 +14,7 @@ from siglip2_dense import head_file
 from siglip2_dense.cli.common import run
 from siglip2_dense.cli.convert_head import main
 from siglip2_dense.contracts import Features, Geometry
-from siglip2_dense.convert.published import Wishes, convert
+from siglip2_dense.convert import Wishes, convert
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import DenseProbe
 from siglip2_dense.registry import MODELS, TASKS, build
