@@ -8,11 +8,12 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from siglip2_dense.benchmark.measure import figure, in_own_process, peak_increase
+from siglip2_dense.benchmark.measure import figure, numbers_of_own_process, peak_increase
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Sample
 from siglip2_dense.models import DenseProbe
 
 PATCH, WIDTH, BLOCKS = 14, 1152, 27
+LONG = 10  # seconds
 HEADS = {  # name: head and task
     "linear, 150 classes": (dict(type="LinearHead"), dict(type="Segmentation", classes="ade20k")),
     "linear depth, 256 bins": (
@@ -28,13 +29,11 @@ HEADS = {  # name: head and task
 
 def run(quick: bool) -> list[dict]:
     """Figures: seconds of forward, loss and backward, and the most memory they take, of each head and precision."""
-    batch, pixels, rounds = (1, 252, 1) if quick else (8, 512, 2)
+    batch, pixels = (1, 252) if quick else (8, 512)
     figures = []
     for name in ("linear depth, 256 bins", "DPT normals") if quick else HEADS:
         for precision in ("fp32", "bf16"):
-            arguments = f"{name!r}, {precision!r}, {batch}, {pixels}"
-            seconds = in_own_process("heads", f"seconds({arguments}, {rounds})")
-            peak = in_own_process("heads", f"memory({arguments})") / 2**20
+            seconds, peak = numbers_of_own_process("heads", f"measure({name!r}, {precision!r}, {batch}, {pixels})")
             detail = f"{pixels} px, grid {-(-pixels // PATCH)}, width {WIDTH}, batch {batch}"
             figures.append(
                 figure(f"seconds, {name}, {precision}", seconds, detail=f"forward, loss, backward; {detail}")
@@ -43,27 +42,32 @@ def run(quick: bool) -> list[dict]:
     return figures
 
 
-def seconds(name: str, precision: str, batch: int, pixels: int, rounds: int) -> float:
-    """Median of a step's time, after one to warm up."""
+def measure(name: str, precision: str, batch: int, pixels: int) -> tuple[float, float]:
+    """Seconds of a step, and MiB of its peak above what features, targets and parameters hold.
+
+    The first step gives the memory; where it took less than LONG seconds it was the warm-up of three that give the
+    median time, else it gives that too.
+    """
     step, found = _step(name, precision, batch, pixels), []
-    for _ in range(rounds + 1):
+
+    def timed():
         start = time.perf_counter()
         step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         found.append(time.perf_counter() - start)
-    return median(found[1:])
 
-
-def memory(name: str, precision: str, batch: int, pixels: int) -> int:
-    """Bytes: the peak of the first step above what features, targets and parameters hold."""
-    step = _step(name, precision, batch, pixels)
-    if not torch.cuda.is_available():
-        return peak_increase(step)
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return torch.cuda.max_memory_allocated() - before
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        timed()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = peak_increase(timed)
+    if found[0] < LONG:
+        found.clear()
+        for _ in range(3):
+            timed()
+    return median(found), peak / 2**20
 
 
 def _step(name: str, precision: str, batch: int, pixels: int):

@@ -60,9 +60,14 @@ def peak_increase(function: Callable) -> int:
 
 def in_own_process(module: str, call: str) -> float:
     """The number that ``call`` on a module of the benchmarks gives in a fresh process: ``("evaluate", "memory()")``."""
-    code = f"from siglip2_dense.benchmark import {module}; print(float({module}.{call}))"
+    return numbers_of_own_process(module, f"{call},")[0]
+
+
+def numbers_of_own_process(module: str, call: str) -> list[float]:
+    """The numbers that ``call`` gives there, if it gives several."""
+    code = f"from siglip2_dense.benchmark import {module}; print(*({module}.{call}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
 def data_folder(name: str) -> Path:

@@ -14,6 +14,10 @@ from siglip2_dense.heads.joining import common_stride, global_vector, global_wid
 from siglip2_dense.registry import MODELS
 from siglip2_dense.resample import resize_features, stretch_features
 
+FIRST_OUTPUT = 0.01
+"""Deviation of the last layer's first weights, as in linear heads. Features may be large: with outputs of their size,
+the uncertainty of a normals head begins so far from 0 that it may fall to where no gradient is left for the angle."""
+
 GELU = {"tanh": "tanh", "exact": "none"}  # ours -> torch's name of the approximation
 
 
@@ -156,6 +160,7 @@ class DPTHead(nn.Module):
             self.refine.append(nn.Conv2d(width // 2, 32, 3, padding=1))
         self.output = nn.Conv2d(32 if output == "convolutions" else width, channels, 1)
         self.apply(_initialise)
+        nn.init.normal_(self.output.weight, std=FIRST_OUTPUT)
 
     def forward(self, features: Features) -> Tensor:
         """-> (B, K, 8 h, 8 w) float32, h x w the base grid made even; 16 times it with output="convolutions"."""
@@ -214,6 +219,8 @@ class Probe3DHead(nn.Module):
         self.units = nn.ModuleList(ResidualUnit(width, "after") for _ in range(4))
         self.hidden = nn.Conv2d(width, width, 3, padding=1)
         self.output = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.normal_(self.output.weight, std=FIRST_OUTPUT)
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, features: Features) -> Tensor:
         """-> (B, K, 16 h, 16 w) float32, h x w the grid."""

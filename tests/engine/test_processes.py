@@ -150,7 +150,7 @@ def test_errors_are_one_line_and_help_is_fast(tiny, tool, tmp_path):
     assert time.perf_counter() - started < 1.0
 
 
-@pytest.mark.parametrize("name", ["train", "test", "data", "benchmark"])
+@pytest.mark.parametrize("name", ["train", "test", "data", "benchmark", "convert_head"])
 def test_every_tool_has_help(tool, name):
     shown = tool(name, "--help")
     assert shown.returncode == 0 and "usage:" in shown.stdout
