@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from siglip2_dense.files import write_text
@@ -22,7 +23,16 @@ def page(title: str, lead: str, names: tuple[str, ...], figures: Path) -> str:
     """Markdown of one page; a benchmark without figures is named as not yet measured."""
     lines = [f"# {title}", "", f"{lead} Written by `make docs` from `docs/figures/`; nothing here is typed."]
     for name in names:
-        lines += ["", f"## {name}", "", f"`python tools/benchmark.py {name} --json docs/figures/{name}.json`", ""]
+        what = import_module(f"siglip2_dense.benchmark.{name}").__doc__.strip()
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            what,
+            "",
+            f"`python tools/benchmark.py {name} --json docs/figures/{name}.json`",
+            "",
+        ]
         path = figures / f"{name}.json"
         if not path.is_file():
             lines.append("Not measured yet.")
