@@ -1,6 +1,7 @@
 """NAVI v1 as probe3d cuts it: one object in a square crop of 512 pixels, depth relative to the object.
 
-Trained on the multi-view images and scored on the wild ones, every 4th of a sorted list.
+Trained on the multi-view images and scored on the wild ones, every 4th of a sorted list, at the size that the object's
+crop has in an image of short side 512; probe3d scores all at 512, with targets from the nearest pixel.
 """
 
 train_dataloader = dict(
@@ -18,5 +19,5 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
-    dataset=dict(type="NAVI", split="test", transforms=[dict(type="Resize", size=(512, 512))]),
+    dataset=dict(type="NAVI", split="test", transforms=[dict(type="Resize", size=(512, 512), targets=False)]),
 )

@@ -274,7 +274,6 @@ def _resize(sample: Sample, size: Size, targets: bool) -> Sample:
     sample = _changed(sample, ("intrinsics",), lambda matrix: matrix * matrix.new_tensor([[x], [y], [1]]))
     if not targets:
         return sample
-    sample = replace(sample, original_size=tuple(size))  # the size at which predictions are compared with targets
     sample = _changed(sample, ("labels",), lambda labels: torch.from_numpy(resize_labels(labels.numpy(), size)))
     sample = _changed(sample, ("depth", "normals"), lambda values: resize_nearest(values, size))
     return _changed(sample, ("boxes",), lambda boxes: boxes * boxes.new_tensor([x, y, x, y]))
