@@ -49,12 +49,22 @@ def load_tensors(path: str | Path) -> dict:
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file; check the path.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: truncated or not a file of tensors ({error}); fetch or save it again.") from error
+        raise UserError(
+            f"{path}: truncated or not a file of tensors ({_first_line(error)}); fetch or save it again."
+        ) from error
     except Exception as error:  # pickle.UnpicklingError, and whatever else a hostile file raises
-        raise UserError(f"{path}: holds more than plain tensors and is not loaded ({error}).") from error
+        raise UserError(
+            f"{path}: another kind of file, or it holds more than plain tensors, so that it is not loaded; give a file of "
+            "tensors alone."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Of a message that goes on with advice to programmers."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0]

@@ -80,7 +80,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 def _read_arrays(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file; check the path.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}

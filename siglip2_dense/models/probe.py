@@ -160,7 +160,7 @@ class DenseProbe(BaseModel):
             (top, left, height, width), maps = seen.box, {name: values[i] for name, values in raw.items()}
             if mirrored:  # an odd padding is not the same on both sides
                 left = seen.padded[1] - left - width
-                maps = {name: self.tasks[name].mirror(values) for name, values in maps.items()}
+                maps = {name: turned_back(values, self.tasks[name].mirrored) for name, values in maps.items()}
             box = (top, left, height, width)
             seen = replace(seen, box=box, resized=place.resized, original=place.original, window=place.window)
             found.append({name: (values, seen) for name, values in maps.items()})
@@ -175,6 +175,16 @@ class DenseProbe(BaseModel):
 def _cut(image: Tensor, window: Box) -> Tensor:
     top, left, height, width = window
     return image[:, top : top + height, left : left + width]
+
+
+def turned_back(raw: Tensor, mirrored: Sequence[int]) -> Tensor:
+    """The raw map (K, h, w) of an image seen in a mirror, as one of the image itself.
+
+    mirrored: the channels that change their sign with it.
+    """
+    sign = raw.new_ones(len(raw), 1, 1)
+    sign[list(mirrored)] = -1
+    return raw.flip(-1) * sign
 
 
 def _build_head(config: dict, facts: EncoderFacts, channels: int) -> nn.Module:

@@ -55,6 +55,7 @@ class Depth:
     target = "depth"  # the field of a Sample that it learns
     headline = "rmse"
     higher_is_better = False
+    mirrored = ()  # channels of the raw map that change their sign in a mirror
 
     def __init__(
         self,
@@ -125,10 +126,6 @@ class Depth:
             term = gradient_loss(prediction, depth, valid, self.legacy_gradient)
             losses["loss_gradient"] = self.gradient * term
         return losses
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        """The raw map (K, h, w) of a mirrored image as one of the image itself."""
-        return raw.flip(-1)
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """(1, H, W) depth of one image at its original size, from the raw maps (K, h, w) of its windows."""

@@ -29,6 +29,7 @@ class Normals:
     target = "normals"  # the field of a Sample that it learns
     headline = "rmse"
     higher_is_better = False
+    mirrored = (0,)  # channels of the raw map that change their sign in a mirror: x
     scoring = {"aggregation": "per image, then the mean over images"}
 
     def __init__(self, uncertainty: bool = True):
@@ -55,12 +56,6 @@ class Normals:
             return {"loss_angle": angular_loss(direction, normals, valid)}
         uncertainty = resize_logits(raw[:, 3:], size)
         return {"loss_angle": uncertain_angular_loss(direction, uncertainty, normals, valid)}
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        """The raw map (K, h, w) of a mirrored image as one of the image itself: its x points the other way."""
-        sign = raw.new_ones(len(raw), 1, 1)
-        sign[0] = -1
-        return raw.flip(-1) * sign
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """(3, H, W) unit vectors of one image at its original size, from the raw maps (K, h, w) of its windows."""

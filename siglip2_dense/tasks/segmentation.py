@@ -33,6 +33,7 @@ class Segmentation:
     target = "labels"  # the field of a Sample that it learns
     headline = "mIoU"
     higher_is_better = True
+    mirrored = ()  # channels of the raw map that change their sign in a mirror
     scoring = {"aggregation": "sums over the whole set"}
 
     def __init__(self, classes: str | Sequence[str], average: str = "valid"):
@@ -65,10 +66,6 @@ class Segmentation:
         if len({geometry.window for _, geometry in windows}) < len(windows):  # mirrored ones lie over the others
             return blend(windows).argmax(0)
         return argmax_map(windows)
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        """The raw map (K, h, w) of a mirrored image as one of the image itself."""
-        return raw.flip(-1)
 
     def metric(self) -> SegmentationMetric:
         return SegmentationMetric(self.channels)

@@ -1,3 +1,5 @@
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -224,3 +226,38 @@ def test_settings_of_a_wrong_type_are_sentences(root, settings):
 def test_a_folder_in_the_place_of_the_camera_is_named(root):
     with pytest.raises(UserError, match="mine: cannot be read"):
         RGBDFolder(root, "train", intrinsics=root)
+
+
+def test_the_config_trains_its_heads_and_one_for_labels_on_one_folder(tmp_path):
+    """As the docstring of probe_rgbd says: labels among the targets, and another head."""
+    from mmengine.config import Config
+
+    from siglip2_dense.cli.train import main
+    from siglip2_dense.engine.configs import find_config
+
+    root = tmp_path / "rooms"
+    for split, number in (("train", 3), ("val", 4)):
+        scene = render(number, (96, 128))
+        _write(root / f"images/{split}/x.png", scene.image.permute(1, 2, 0).numpy()[..., ::-1].copy())
+        _write(root / f"depth/{split}/x.png", (1000 * scene.depth[0]).round().numpy().astype(np.uint16))
+        _write(root / f"labels/{split}/x.png", scene.labels.numpy().astype(np.uint8))
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    (root / "intrinsics.txt").write_text("\n".join(" ".join(map(str, row)) for row in scene.intrinsics.tolist()))
+    config = Config.fromfile(find_config("probe_rgbd"))
+    optim = dict(type="AdamW", lr=1e-3)
+    segmentation = dict(head=dict(type="LinearHead", layers="last4"), task=dict(type="Segmentation"), optim=optim)
+    config.model.heads["segmentation"] = segmentation
+    config.model.heads.depth.head.width = config.model.heads.normals.head.width = 8
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.dataset.update(root=str(root), targets=("depth", "normals", "labels"))
+        loader.update(batch_size=1, num_workers=0)
+        loader.dataset.transforms[0].short = 96
+    config.train_cfg.max_iters = 1
+    config.dump(tmp_path / "mine.py")
+    arguments = ["--encoder", "test_vit", "--weights", "random", "--work-dir", str(tmp_path / "run")]
+    main([str(tmp_path / "mine.py"), *arguments])
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    heads = {name.partition(".")[0] for name in record["metrics"]}
+    assert heads == {"depth", "depth_linear", "normals", "segmentation"} and record["data"]["images"] == 1
+    assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 4
+    assert set(record["per_class"]) == {"segmentation"}

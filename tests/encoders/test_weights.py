@@ -111,8 +111,11 @@ def test_truncated_missing_and_hostile_files(tmp_path, tower):
             return (pytest.fail, ("code of a checkpoint was run",))
 
     torch.save({"state_dict": Bomb()}, tmp_path / "hostile.pth")
-    with pytest.raises(UserError, match="more than plain tensors"):
-        FrozenEncoder("test_vit", str(tmp_path / "hostile.pth"))
+    (tmp_path / "words.pth").write_text("# Read me")
+    for name in ("hostile.pth", "words.pth"):
+        with pytest.raises(UserError, match="more than plain tensors") as caught:
+            FrozenEncoder("test_vit", str(tmp_path / name))
+        assert "\n" not in str(caught.value)
 
 
 def test_unreachable_hub_says_how_to_give_a_file(monkeypatch):
