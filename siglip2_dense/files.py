@@ -60,8 +60,8 @@ def load_tensors(path: str | Path) -> dict:
         ) from error
     except Exception as error:  # pickle.UnpicklingError, and whatever else a hostile file raises
         raise UserError(
-            f"{path}: another kind of file, or it holds more than plain tensors, so that it is not loaded; give a file of "
-            "tensors alone."
+            f"{path}: another kind of file, or it holds more than plain tensors, so that it is not loaded; give a file "
+            "of tensors alone."
         ) from error
 
 

@@ -117,6 +117,19 @@ def test_depths_that_are_all_out_of_range_are_named_and_the_head_is_kept(tiny, t
     assert (tmp_path / "run" / "head.safetensors").is_file()
 
 
+def test_losses_are_told_the_step_that_a_resumed_run_is_at(tiny, tmp_path, monkeypatch):
+    from siglip2_dense.tasks import Depth
+
+    told, loss = [], Depth.loss
+    monkeypatch.setattr(Depth, "loss", lambda task, *given: told.append(given[-1]) or loss(task, *given))
+    with monkeypatch.context() as patch:
+        patch.setattr("siglip2_dense.engine.train.evaluate", lambda *a: (_ for _ in ()).throw(UserError("stopped")))
+        with pytest.raises(UserError, match="stopped"):
+            train(tiny(THREE), tmp_path / "run")
+    train_verb.main([str(tiny(THREE)), "--work-dir", str(tmp_path / "run"), "--resume"])
+    assert told == list(range(12))
+
+
 def test_the_gradient_of_a_head_is_clipped_by_itself():
     from siglip2_dense.engine.train import _optimizer
 
