@@ -76,6 +76,11 @@ def unpack(archive: str | Path, folder: str | Path, inside: str = ".") -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def unpack_below(archive: Path, root: Path, below: str, inside: str = ".") -> None:
+    """``unpack`` to the folder ``below`` of a root that is made of several archives."""
+    unpack(archive, root / below, inside)
+
+
 @contextmanager
 def open_tar(archive: str | Path) -> Iterator[tarfile.TarFile]:
     """A tar archive, compressed or not, to be read once from front to back, with a progress bar."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 from siglip2_dense.data.base import LabelledImages
 from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import DATASETS
@@ -18,12 +21,28 @@ class PascalVOC(LabelledImages):
 
     "train" is VOC's own train.txt with VOC's own masks, then SBD's aug.txt with SBD's: what DINOv2 trains on. The list
     trainaug.txt would replace VOC's masks by SBD's. ``root`` is the folder VOCdevkit/VOC2012.
+
+    background: False is VOC20 of open-vocabulary work: the background does not count either, and the objects 1 to 20
+    of the files are the classes 0 to 19. The set is then called "voc20", as its labels are.
     """
 
     name = "pascal"
     folder = "VOCdevkit/VOC2012"
     classes = CLASSES["pascal"]
     ignore = (255,)
+
+    def __init__(
+        self,
+        split: str,
+        root: str | Path | None = None,
+        transforms: Sequence[dict | Callable] = (),
+        seed: int = 0,
+        background: bool = True,
+    ):
+        if not background:
+            self.name, self.classes = "voc20", CLASSES["voc20"]
+            self.first_label, self.ignore = 1, (0, 255)
+        super().__init__(split, root, transforms, seed)
 
     def find(self) -> list[tuple[str, str]]:
         entries = []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.base import PixelDataset, data_root
+from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.conversion import (
     NAVI_NOTE,
     VOC_LISTS,
@@ -18,7 +19,7 @@ from siglip2_dense.data.conversion import (
     write_normals,
     write_official_test,
 )
-from siglip2_dense.data.download import unpack
+from siglip2_dense.data.download import unpack, unpack_below
 from siglip2_dense.data.folder import ImageFolder
 from siglip2_dense.data.generated import GeneratedScenes
 from siglip2_dense.data.navi import NAVI
@@ -30,6 +31,7 @@ from siglip2_dense.errors import UserError, nearest
 SETS: dict[str, type[PixelDataset]] = {
     "ade20k": ADE20K,
     "pascal": PascalVOC,
+    "coco_stuff": COCOStuff,
     "nyuv2": NYUv2,
     "nyuv2_labelled": NYUv2Labelled,
     "nyuv2_geonet": NYUv2GeoNet,
@@ -48,6 +50,7 @@ OWN = {  # sets of the user's own: how they are laid out
         "and, for normals, DIR/intrinsics.txt (three lines: fx 0 cx, 0 fy cy, 0 0 1, in pixels)"
     ),
 }
+COCO = "http://images.cocodataset.org/zips"
 BTS = "https://raw.githubusercontent.com/cleinc/bts/5e3406b35d1497b2e55d2dd600524d1f4efacaed"
 
 
@@ -99,7 +102,7 @@ LABELLED_FILES = (
     Archive(f"{BTS}/utils/splits.mat", 2_626, "08e3c3aea27130ac7c01ffd739a4535f", place, SPLITS),
 )
 
-# Checksums of the archives: those of public loaders; VOC's and SBD's are torchvision's.
+# Checksums of the archives: those of public loaders; VOC's and SBD's are torchvision's, COCO's are PaddleDetection's.
 RECIPES = {
     "ade20k": Recipe(
         archives=(
@@ -131,6 +134,25 @@ RECIPES = {
             ),
         ),
         counts={"train": 1_464 + 9_118, "val": 1_449},
+    ),
+    "coco_stuff": Recipe(
+        archives=(
+            *(
+                Archive(f"{COCO}/{folder}.zip", size, md5, partial(unpack_below, below=folder, inside=folder), folder)
+                for folder, size, md5 in (
+                    ("train2017", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+                    ("val2017", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+                )
+            ),
+            Archive(
+                url="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
+                size=690_000_000,
+                md5=None,
+                use=partial(unpack_below, below="stuffthingmaps"),
+                makes="stuffthingmaps",
+            ),
+        ),
+        counts={"train": 118_287, "val": 5_000},
     ),
     "nyuv2": Recipe(
         archives=(

@@ -1,3 +1,4 @@
+import ast
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from siglip2_dense.contracts import IGNORE, Sample
 from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.base import PixelDataset, data_root
+from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.folder import ImageFolder
 from siglip2_dense.data.generated import GeneratedScenes
 from siglip2_dense.data.pascal import PascalVOC
@@ -64,6 +66,17 @@ def voc(tmp_path):
         labels = _filled(0)
         labels[2:4, 2:5], labels[1, :], labels[:, 1] = 20, 255, 255
         _write_labels(root / f"SegmentationClass/{name}.png", labels, palette=True)
+    return root
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """The layout of the published archives; one image of train with every number that its label files may hold."""
+    root = tmp_path / "coco"
+    numbers = np.resize(np.array([*range(182), 255], np.uint8), (16, 12))
+    for split, name in (("train", "000000000009"), ("train", "000000000025"), ("val", "000000000139")):
+        _write_image(root / f"{split}2017/{name}.jpg", numbers.shape)
+        _write_labels(root / f"stuffthingmaps/{split}2017/{name}.png", numbers)
     return root
 
 
@@ -177,6 +190,71 @@ def test_pascal_borders_do_not_count_and_background_does(voc):
     assert (own.labels[1] == IGNORE).all() and (own.labels[:, 1] == IGNORE).all()
     assert own.labels[2:4, 2:5].unique().tolist() == [20]
     assert sbd.labels.unique().tolist() == [7]
+
+
+def test_voc20_counts_the_objects_alone(voc):
+    data = PascalVOC("train", voc, background=False)
+    assert data.name == "voc20" and data.classes[0] == "aeroplane" and len(data.classes) == 20
+    assert sorted(data[0].labels.unique().tolist()) == [IGNORE, 19]
+    assert (data[0].labels[2:4, 2:5] == 19).all() and int((data[0].labels == 19).sum()) == 6
+    assert data[2].labels.unique().tolist() == [6]
+    assert PascalVOC("train", voc)[2].labels.unique().tolist() == [7]  # one set leaves the other as it is
+    path = voc / "SegmentationClass/v1.png"
+    _write_labels(path, _filled(21))
+    with pytest.raises(UserError, match=rf"{path}: holds the label 21, but voc20 has 20 classes, 1 to 20; correct"):
+        PascalVOC("val", voc, background=False)[0]
+
+
+def test_voc20_is_prepared_as_pascal(tmp_path):
+    with pytest.raises(UserError, match=r"voc20 is not there or not complete, .*run `python tools/data.py prepare pas"):
+        PascalVOC("val", tmp_path / "no", background=False)
+
+
+def test_coco_stuff_agrees_with_mmsegmentation_on_every_label(coco):
+    table = _mmsegmentation_s_table()
+    sample = COCOStuff("train", coco)[0]
+    numbers = np.array(Image.open(coco / "stuffthingmaps/train2017/000000000009.png"))
+    ours = {int(number): int(sample.labels[numbers == number].unique()) for number in np.unique(numbers)}
+    assert sample.labels.dtype == torch.int64 and table.pop(255) == 255
+    assert {number: label for number, label in ours.items() if label != IGNORE} == table
+    unused = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+    assert {number for number, label in ours.items() if label == IGNORE} == unused | {255}
+    assert set(ours.values()) == set(range(-1, 171))
+
+
+def _mmsegmentation_s_table() -> dict[int, int]:
+    """What the converter that comes with mmsegmentation makes of the numbers in COCO-Stuff's files."""
+    import mmseg
+
+    path = Path(mmseg.__file__).parent / ".mim/tools/dataset_converters/coco_stuff164k.py"
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "clsID_to_trID":
+            return ast.literal_eval(node.value)
+
+
+def test_coco_stuff_s_names_are_those_of_its_numbers(coco):
+    """By hand: COCO's ids are 1 person, 90 toothbrush, 92 banner and 182 wood; the files hold one less."""
+    data = COCOStuff("val", coco)
+    labels = data[0].labels.flatten()
+    assert [data.classes[labels[number]] for number in (0, 89, 91, 181)] == ["person", "toothbrush", "banner", "wood"]
+    assert labels[182] == IGNORE  # where the file has 255
+
+
+def test_coco_stuff_is_found_in_its_published_layout(coco):
+    converted = "stuffthingmaps/train2017/000000000009_labelTrainIds.png"  # mmsegmentation's copies lie beside
+    _write_labels(coco / converted, _filled(3))
+    assert COCOStuff("train", coco).entries == [
+        (f"train2017/{name}.jpg", f"stuffthingmaps/train2017/{name}.png") for name in ("000000000009", "000000000025")
+    ]
+    assert len(COCOStuff("val", coco)) == 1
+
+
+@pytest.mark.parametrize("number", [182, 254])
+def test_a_number_that_coco_stuff_does_not_have_is_named(coco, number):
+    path = coco / "stuffthingmaps/val2017/000000000139.png"
+    _write_labels(path, _filled(number, (16, 12)))
+    with pytest.raises(UserError, match=rf"{path}: holds the label {number}, but COCO-Stuff's are 0 to 181, and 255 f"):
+        COCOStuff("val", coco)[0]
 
 
 def test_a_listed_image_that_is_not_there_is_named(voc):

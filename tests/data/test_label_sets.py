@@ -5,7 +5,10 @@ from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("ade20k", "ADE20KDataset"), ("pascal", "PascalVOCDataset")])
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("ade20k", "ADE20KDataset"), ("pascal", "PascalVOCDataset"), ("coco_stuff", "COCOStuffDataset")],
+)
 def test_names_and_colours_are_those_of_mmsegmentation(name, theirs):
     import mmseg.datasets
 
@@ -15,8 +18,14 @@ def test_names_and_colours_are_those_of_mmsegmentation(name, theirs):
 
 
 def test_every_set_has_a_colour_for_each_class():
-    assert {name: len(classes) for name, classes in CLASSES.items()} == {"ade20k": 150, "pascal": 21, "generated": 6}
-    assert {name: len(colours) for name, colours in PALETTES.items()} == {"ade20k": 150, "pascal": 21, "generated": 6}
+    counts = {"ade20k": 150, "pascal": 21, "voc20": 20, "coco_stuff": 171, "generated": 6}
+    assert {name: len(classes) for name, classes in CLASSES.items()} == counts
+    assert {name: len(colours) for name, colours in PALETTES.items()} == counts
+
+
+def test_voc20_is_pascal_without_its_background():
+    assert ("background", *CLASSES["voc20"]) == CLASSES["pascal"]
+    assert ((0, 0, 0), *PALETTES["voc20"]) == PALETTES["pascal"]
 
 
 def test_the_generated_set_agrees_with_its_scenes():
@@ -36,7 +45,9 @@ def test_classes_by_name_by_list_and_by_file(tmp_path):
 def test_an_unknown_set_names_the_nearest():
     with pytest.raises(UserError, match=r"classes='ade2k' is neither a known set nor a file: did you mean 'ade20k'"):
         classes_of("ade2k")
-    with pytest.raises(UserError, match=r"known sets are ade20k, generated, pascal; else give a list"):
+    with pytest.raises(
+        UserError, match=r"known sets are ade20k, coco_stuff, generated, pascal, voc20; else give a list"
+    ):
         classes_of("zzz.txt")
 
 

@@ -13,6 +13,7 @@ from scipy.sparse import csc_matrix
 from siglip2_dense.data import conversion
 from siglip2_dense.data import verify as module
 from siglip2_dense.data.ade20k import ADE20K
+from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.pascal import PascalVOC
 from siglip2_dense.data.prepare import prepare
 from siglip2_dense.data.recipes import RECIPES
@@ -114,16 +115,31 @@ def pascal_archives(tmp_path, monkeypatch):
     return paths
 
 
+@pytest.fixture
+def coco_zips(tmp_path, monkeypatch):
+    paths = [tmp_path / f"server/{name}.zip" for name in ("train2017", "val2017", "stuffthingmaps_trainval2017")]
+    maps = {f"{split}2017/{name}.png": _labels([0, 181, 255]) for split, name in (("train", "9"), ("val", "139"))}
+    contents = {"train2017/9.jpg": _image()}, {"val2017/139.jpg": _image()}, maps
+    for path, files in zip(paths, contents, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    _use(monkeypatch, "coco_stuff", {"train": 1, "val": 1}, *paths)
+    return paths
+
+
 def test_the_published_archives():
     counts = {name: recipe.counts for name, recipe in RECIPES.items()}
     assert counts["ade20k"] == {"train": 20210, "val": 2000}
     assert counts["pascal"] == {"train": 10582, "val": 1449}
+    assert counts["coco_stuff"] == {"train": 118287, "val": 5000}
     assert counts["nyuv2"] == {"train": 24231, "test": 654} and counts["nyuv2_labelled"] == {"train": 795, "test": 654}
     assert counts["nyuv2_geonet"] == {"trainval": 30914, "train": 29368, "val": 1546}
     assert RECIPES["navi"].objects == 34
     archives = {archive for recipe in RECIPES.values() for archive in recipe.archives}
     checksums = {archive.md5[:6] for archive in archives if archive.md5}
-    assert checksums == {"7328b3", "6cd6e1", "82b4d8", "520609", "08e3c3", "a390ad", "97fc4d"}
+    assert checksums == {"7328b3", "6cd6e1", "82b4d8", "cced6f", "442b8d", "520609", "08e3c3", "a390ad", "97fc4d"}
 
 
 def test_ade20k_is_fetched_and_laid_out(ade_zip, tmp_path, monkeypatch, capsys):
@@ -156,6 +172,21 @@ def test_pascal_is_joined_from_two_archives(pascal_archives, tmp_path):
     train = PascalVOC("train", root)
     assert [labels for _, labels in train.entries][1:3] == ["SegmentationClass/t2.png", "SegmentationClassAug/e1.png"]
     assert train[2].labels.unique().tolist() == [2]
+
+
+def test_coco_stuff_is_joined_from_three_archives(coco_zips, tmp_path, capsys):
+    root = tmp_path / "data/coco"
+    coco_zips[1].rename(tmp_path / "later.zip")
+    with pytest.raises(UserError, match=r"val2017\.zip"):
+        prepare("coco_stuff", root)
+    (tmp_path / "later.zip").rename(coco_zips[1])
+    coco_zips[0].unlink()  # what is laid out already is not fetched again
+    assert prepare("coco_stuff", root)
+    assert sorted(path.name for path in root.iterdir()) == ["stuffthingmaps", "train2017", "val2017"]
+    assert COCOStuff("val", root)[0].labels.unique().tolist() == [-1, 0, 170]
+    (root / "stuffthingmaps/train2017/9.png").unlink()
+    assert not verify("coco_stuff", root)
+    assert f"9.jpg has no labels, looked for {root}/stuffthingmaps/train2017/9.png; move" in capsys.readouterr().out
 
 
 def test_an_interrupted_conversion_is_gone_on_from(pascal_archives, tmp_path, monkeypatch):
