@@ -1,5 +1,6 @@
-"""Images to features: frozen encoders by name."""
+"""Images to features, and class names to vectors in the same space: frozen encoders by name."""
 
 from siglip2_dense.encoders.frozen import FrozenEncoder
+from siglip2_dense.encoders.text import TextEncoder
 
-__all__ = ["FrozenEncoder"]
+__all__ = ["FrozenEncoder", "TextEncoder"]
