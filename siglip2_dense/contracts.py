@@ -88,6 +88,18 @@ class Geometry:
     resized: Size  # the whole image as it was given to the encoder
     original: Size  # the image as it was read
     window: Box | None = None  # for a window: its place in ``resized``
+    scaled: bool = False  # whether the encoder scaled it to ``box``, with cells of its own (NaFlex)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How maps in the text space are made of an encoder that was trained with texts; ``encoders/aligned.py`` says what
+    each choice does.
+    """
+
+    mode: str = "value"  # "value", "qkv" or "raw"
+    residual: str = "none"  # "none", "own" or "class": what is added to the last block's attention
+    mlp: bool = False  # whether the last block's MLP follows
 
 
 @dataclass
@@ -98,6 +110,7 @@ class Features(_OfTensors):
     geometry: tuple[Geometry, ...]
     prefix: dict[Tap, Tensor] | None = None  # (B, n, C) class and register tokens of the same taps
     pooled: Tensor | None = None  # (B, P) the encoder's own global vector
+    aligned: Tensor | None = None  # (B, E, h, w) in the text space, of any length
     valid: Tensor | None = None  # (B, h, w) bool, true = a real token; none = all are
 
     def __len__(self) -> int:
@@ -141,6 +154,8 @@ class EncoderFacts:
     native_grid: Size | None  # of the stored position table; none without a table
     position_kernel: str | None  # how the table is resampled to other grids
     parameters: int
+    aligned_width: int | None = None  # E, of the text space; none without texts
+    sequence_length: int | None = None  # most patches of an image at its own aspect (NaFlex); none for other encoders
 
     @property
     def num_blocks(self) -> int:

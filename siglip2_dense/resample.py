@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siglip2_dense.contracts import Size
+from siglip2_dense.contracts import Box, Size
 
 
 def resize_logits(logits: Tensor, size: Size) -> Tensor:
@@ -67,6 +67,29 @@ def resize_positions(table: Tensor, old: Size, new: Size, prefix: int) -> Tensor
     grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
     grid = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
     return torch.cat([table[:, :prefix], grid], dim=1)
+
+
+def resize_pixels(pixels: Tensor, size: Size) -> Tensor:
+    """(C, H, W) normalised pixels -> (C, *size) in floating point: bilinear, with antialiasing where they get fewer.
+
+    How SigLIP 2's native-aspect encoders see images; TensorFlow's ``resize`` with ``antialias=True``.
+    """
+    return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def cut_cells(maps: Tensor, padded: Size, box: Box) -> Tensor:
+    """(..., h, w) cells that cover ``padded`` pixels -> those that lie in ``box``, as a view.
+
+    Cut before anything is interpolated, so that an image's result takes nothing from what stands beside it. Raises
+    ValueError where the box does not end between cells.
+    """
+    for axis in (0, 1):
+        cells = maps.shape[axis - 2]
+        start, stop = (edge * cells / padded[axis] for edge in (box[axis], box[axis] + box[axis + 2]))
+        if start != int(start) or stop != int(stop):
+            raise ValueError(f"the box {box} does not end between cells where {tuple(maps.shape[-2:])} cover {padded}")
+        maps = maps.narrow(axis - 2, int(start), int(stop) - int(start))
+    return maps
 
 
 def bilinear_weights(cells: int, pixels: int, start: int = 0, stop: int | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from siglip2_dense.contracts import EncoderFacts, Features, Size, Tap
 from siglip2_dense.errors import UserError
-from siglip2_dense.heads.joining import common_stride, global_vector, global_width, join
+from siglip2_dense.heads.joining import common_stride, each_alone, global_vector, global_width, join
 from siglip2_dense.registry import MODELS
 from siglip2_dense.resample import resize_features, stretch_features
 
@@ -163,7 +163,12 @@ class DPTHead(nn.Module):
         nn.init.normal_(self.output.weight, std=FIRST_OUTPUT)
 
     def forward(self, features: Features) -> Tensor:
-        """-> (B, K, 8 h, 8 w) float32, h x w the base grid made even; 16 times it with output="convolutions"."""
+        """-> (B, K, 8 h, 8 w) float32, h x w the base grid made even; 16 times it with output="convolutions".
+
+        Of images at their native aspect 8 or 16 times the grid as it is.
+        """
+        if features.valid is not None:
+            return each_alone(self.forward, features, self.stride, finer=16 if self.refine else 8)
         grid = tuple(side // self.stride for side in features.geometry[0].padded)
         maps = []
         for tap, level in zip(self.taps, self.levels, strict=True):
@@ -224,6 +229,8 @@ class Probe3DHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """-> (B, K, 16 h, 16 w) float32, h x w the grid."""
+        if features.valid is not None:
+            return each_alone(self.forward, features, self.stride, finer=16)
         maps = []
         for tap, reduce in zip(self.taps, self.reduce, strict=True):
             joined = join(features, (tap,), self.facts, self.stride, self.pooled == "concat")

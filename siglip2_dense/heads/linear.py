@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from siglip2_dense.contracts import EncoderFacts, Features
 from siglip2_dense.errors import UserError
-from siglip2_dense.heads.joining import common_stride, global_width, join
+from siglip2_dense.heads.joining import common_stride, global_width, join, lay, own_cells
 from siglip2_dense.registry import MODELS
 from siglip2_dense.resample import resize_logits
 
@@ -61,8 +62,23 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """-> (B, K, upsample h, upsample w) float32, h x w the joined maps' grid."""
-        joined = join(features, self.taps, self.facts, self.stride, self.pooled == "concat")
-        raw = self.conv(self.bn(joined)).float()
+        if features.valid is None:
+            return self._finer(self.conv(self.bn(self._joined(features))).float())
+        parts = [self._joined(own) for own in own_cells(features)]
+        # all images' cells in one column, so that batch norm is of them and of nothing else
+        cells = torch.cat([part.movedim(1, 0).flatten(1) for part in parts], dim=1)
+        raw = self.conv(self.bn(cells[None, ..., None])).float()[0, ..., 0]
+        counts = [part[:, 0].numel() for part in parts]
+        raws = [
+            self._finer(own.unflatten(1, (len(part), *part.shape[2:])).movedim(0, 1))
+            for own, part in zip(raw.split(counts, dim=1), parts, strict=True)
+        ]
+        return lay(raws, tuple(side // self.stride * self.upsample for side in features.geometry[0].padded))
+
+    def _joined(self, features: Features) -> Tensor:
+        return join(features, self.taps, self.facts, self.stride, self.pooled == "concat")
+
+    def _finer(self, raw: Tensor) -> Tensor:
         if self.upsample == 1:
             return raw
         # the published head makes its features finer; with a 1x1 convolution that is the same and many times dearer

@@ -48,11 +48,16 @@ class MMSegHead(nn.Module):
             ignore_index=IGNORE,
         )
         try:
-            self.head = MMSEG_MODELS.build({**filled, **head})
+            self.head = MMSEG_MODELS.build({"_scope_": "mmseg", **filled, **head})
         except (KeyError, TypeError) as error:  # how its registry answers to a name or an argument it does not know
             raise UserError(f"mmsegmentation cannot build {head['type']}: {str(error).splitlines()[0]}") from error
         self.head.init_weights()
 
     def forward(self, features: Features) -> Tensor:
-        """-> (B, K, h, w) logits."""
+        """-> (B, K, h, w) logits. Raises UserError for images at their native aspect that are not of one shape."""
+        if features.valid is not None and not features.valid.all():
+            raise UserError(
+                "heads of mmsegmentation would read what stands between images of several shapes, as an encoder gives "
+                "them that keeps the aspect; crop the images to one size, or take LinearHead, DPTHead or Probe3DHead."
+            )
         return self.head([features.maps[tap].float() for tap in self.taps])

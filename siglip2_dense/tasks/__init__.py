@@ -2,6 +2,7 @@
 
 from siglip2_dense.tasks.depth import Depth
 from siglip2_dense.tasks.normals import Normals
+from siglip2_dense.tasks.queries import ZeroShotSegmentation
 from siglip2_dense.tasks.segmentation import Segmentation
 
-__all__ = ["Depth", "Normals", "Segmentation"]
+__all__ = ["Depth", "Normals", "Segmentation", "ZeroShotSegmentation"]

@@ -1,24 +1,48 @@
-"""Targets of a training batch, laid where their images lie on the padded canvas."""
+"""Where raw maps and targets of a training batch are compared: at the pixels of its images, on one canvas.
+
+An image that keeps its size is centred on the padded canvas of the batch, to which the raw maps are brought as a whole.
+A native-aspect encoder scales each image to cells of its own, in the corner of the common grid. What stands in the
+other cells is not to be read: there each image's cells are cut out and brought to the image's own size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from siglip2_dense.contracts import Geometry, Sample
+from siglip2_dense.contracts import Box, Geometry, Sample, Size
 from siglip2_dense.errors import UserError
+from siglip2_dense.resample import cut_cells
+
+
+def maps_on_canvas(maps: Tensor, geometry: Sequence[Geometry], resize: Callable[[Tensor, Size], Tensor]) -> Tensor:
+    """Maps (B, K, h, w), whatever their stride -> (B, K, *canvas); 0 beside images with cells of their own.
+
+    resize: (B, K, h, w) and a size to (B, any K, *size).
+    """
+    if not geometry[0].scaled:
+        return resize(maps, geometry[0].padded)
+    size, boxes = _places(geometry)
+    if len({place.box for place in geometry}) == len(set(boxes)) == 1:
+        return resize(cut_cells(maps, geometry[0].padded, geometry[0].box), size)
+    laid = []
+    for own, place, (*_, height, width) in zip(maps.split(1), geometry, boxes, strict=True):
+        pixels = resize(cut_cells(own, place.padded, place.box), (height, width))
+        laid.append(F.pad(pixels, (0, size[1] - width, 0, size[0] - height)))
+    return torch.cat(laid)
 
 
 def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometry], none: float) -> Tensor:
-    """(B, ..., *padded): the field ``target`` of each sample in its image's box, and ``none`` around it.
+    """(B, ..., *canvas): the field ``target`` of each sample in its image's box, and ``none`` around it.
 
     Raises UserError for a sample without the target, or with one of another size than its image.
     """
+    size, boxes = _places(geometry)
     canvas = []
-    for sample, place in zip(samples, geometry, strict=True):
-        top, left, height, width = place.box
+    for sample, (top, left, height, width) in zip(samples, boxes, strict=True):
         values = getattr(sample, target)
         if values is None:
             raise UserError(
@@ -29,7 +53,21 @@ def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometr
                 f"{sample.path}: {target} of {tuple(values.shape[-2:])} pixels for an image of {(height, width)}; "
                 "transforms of training resize targets along (targets=True)."
             )
-        laid = values.new_full((*values.shape[:-2], *place.padded), none)
+        laid = values.new_full((*values.shape[:-2], *size), none)
         laid[..., top : top + height, left : left + width] = values
         canvas.append(laid)
     return torch.stack(canvas)
+
+
+def pixels_on_canvas(geometry: Sequence[Geometry]) -> int:
+    """Pixels of all images with the padding to their common canvas; of images with cells of their own, theirs alone."""
+    sizes = [place.resized if place.scaled else place.canvas for place in geometry]
+    return sum(height * width for height, width in sizes)
+
+
+def _places(geometry: Sequence[Geometry]) -> tuple[Size, list[Box]]:
+    """The size of the canvas, and where on it each image lies."""
+    if not geometry[0].scaled:
+        return geometry[0].padded, [place.box for place in geometry]
+    largest = tuple(max(place.resized[axis] for place in geometry) for axis in (0, 1))
+    return largest, [(0, 0, *place.resized) for place in geometry]

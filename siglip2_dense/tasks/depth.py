@@ -15,7 +15,7 @@ from siglip2_dense.losses.depth import gradient_loss, sig_loss
 from siglip2_dense.metrics.depth import DepthMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_logits
-from siglip2_dense.tasks.canvas import on_canvas
+from siglip2_dense.tasks.canvas import maps_on_canvas, on_canvas
 from siglip2_dense.tasks.windows import blend
 from siglip2_dense.viz.panels import depth_panel
 
@@ -116,8 +116,10 @@ class Depth:
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
     ) -> dict[str, Tensor]:
-        """raw: (B, channels, h, w) of images on one canvas. The depth, not the scores, is brought to the canvas."""
-        prediction = resize_logits(self.depth_of(raw), geometry[0].padded)
+        """raw: (B, channels, h, w) of images on one canvas. The depth, not the scores, is brought to the canvas, or to
+        each image's own size.
+        """
+        prediction = maps_on_canvas(raw, geometry, lambda cells, size: resize_logits(self.depth_of(cells), size))
         depth = on_canvas(samples, self.target, geometry, none=0)
         valid = depth > 0
         warming = step is not None and step < self.warm_up

@@ -12,7 +12,7 @@ from siglip2_dense.losses.normals import angular_loss, uncertain_angular_loss
 from siglip2_dense.metrics.normals import NormalsMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_directions, resize_logits
-from siglip2_dense.tasks.canvas import on_canvas
+from siglip2_dense.tasks.canvas import maps_on_canvas, on_canvas
 from siglip2_dense.tasks.windows import blend
 from siglip2_dense.viz.panels import normals_panel
 
@@ -47,14 +47,13 @@ class Normals:
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
     ) -> dict[str, Tensor]:
-        """raw: (B, channels, h, w) of images on one canvas."""
-        size = geometry[0].padded
-        direction = resize_directions(raw[:, :3], size)
+        """raw: (B, channels, h, w) of images on one canvas, or at sizes of their own."""
+        direction = maps_on_canvas(raw[:, :3], geometry, resize_directions)
         normals = on_canvas(samples, self.target, geometry, none=0)
         valid = normals.any(1)
         if not self.uncertainty:
             return {"loss_angle": angular_loss(direction, normals, valid)}
-        uncertainty = resize_logits(raw[:, 3:], size)
+        uncertainty = maps_on_canvas(raw[:, 3:], geometry, resize_logits)
         return {"loss_angle": uncertain_angular_loss(direction, uncertainty, normals, valid)}
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:

@@ -14,7 +14,7 @@ from siglip2_dense.losses.segmentation import cross_entropy
 from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_logits
-from siglip2_dense.tasks.canvas import on_canvas
+from siglip2_dense.tasks.canvas import maps_on_canvas, on_canvas, pixels_on_canvas
 from siglip2_dense.tasks.windows import argmax_map, blend
 from siglip2_dense.viz.colours import palette
 from siglip2_dense.viz.panels import segmentation_panel
@@ -27,7 +27,8 @@ class Segmentation:
     Args:
         classes: the name of a label set, a list of names, or a file with one name a line.
         average: what the summed loss is divided by: the "valid" pixels, or "all" pixels of the canvas, padding and
-            ignored ones included (mmsegmentation's default, and so DINOv2's; protocols of its linear heads).
+            ignored ones included (mmsegmentation's default, and so DINOv2's; protocols of its linear heads). Images at
+            their native aspect have no canvas in common: there "all" are the images' own pixels.
     """
 
     target = "labels"  # the field of a Sample that it learns
@@ -56,10 +57,12 @@ class Segmentation:
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
     ) -> dict[str, Tensor]:
-        """raw: (B, K, h, w) of images on one canvas. The scores are brought to the padded canvas and compared there."""
+        """raw: (B, K, h, w) of images on one canvas. The scores are brought to the padded canvas, or to each image's
+        own size, and compared there.
+        """
         labels = on_canvas(samples, self.target, geometry, none=IGNORE)
-        pixels = sum(place.canvas[0] * place.canvas[1] for place in geometry) if self.average == "all" else None
-        return {"loss_ce": cross_entropy(resize_logits(raw, geometry[0].padded), labels, pixels)}
+        pixels = pixels_on_canvas(geometry) if self.average == "all" else None
+        return {"loss_ce": cross_entropy(maps_on_canvas(raw, geometry, resize_logits), labels, pixels)}
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """The class map (H, W) of one image at its original size, from the raw maps (K, h, w) of its windows."""

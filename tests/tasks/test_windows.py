@@ -69,6 +69,23 @@ def test_whole_image_and_a_single_cell():
     assert_best([(torch.randn(5, 8, 8), whole)])
 
 
+@pytest.mark.parametrize(("window", "cells"), [((333, 500), (13, 19)), ((37, 53), (26, 38)), ((8, 5), (20, 12))])
+@pytest.mark.parametrize("finer", [1, 8])
+def test_cells_that_do_not_divide_the_pixels(window, cells, finer):
+    """Of an encoder that scales its windows: a window of so many pixels is covered by whole cells, or is smaller."""
+    torch.manual_seed(0)
+    size = window[0], 2 * window[1] - 2
+    windows = []
+    for left in (0, window[1] - 2):
+        raw = torch.randn(5, finer * cells[0], finer * cells[1])
+        windows.append((raw, Geometry(window, (0, 0, *window), window, size, size, (0, left, *window))))
+    whole = [F.interpolate(raw[None], window, mode="bilinear")[0] for raw, _ in windows]
+    total = F.pad(whole[0], (0, window[1] - 2)) + F.pad(whole[1], (window[1] - 2, 0))
+    total[..., window[1] - 2 : window[1]] /= 2
+    torch.testing.assert_close(blend(windows), total, atol=1e-5, rtol=1e-5)
+    assert_best(windows)
+
+
 def test_constant_logits_stay_constant():
     windows = make_windows((70, 90), (101, 77), 38, 25, classes=3)
     windows = [(torch.tensor([1.0, -2.0, 0.5]).view(3, 1, 1).expand_as(raw), place) for raw, place in windows]

@@ -1,0 +1,113 @@
+"""Segmentation by names alone: a score for each name that is asked for, several of which may stand for one class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from siglip2_dense.contracts import Geometry, Sample
+from siglip2_dense.errors import UserError, nearest
+from siglip2_dense.metrics.segmentation import SegmentationMetric
+from siglip2_dense.registry import TASKS
+from siglip2_dense.tasks.segmentation import Segmentation
+from siglip2_dense.tasks.windows import blend
+
+BACKGROUND = "background"
+QUERIES_AT_ONCE = 16  # large maps that are there at a time where probabilities are needed
+
+
+@TASKS.register_module()
+class ZeroShotSegmentation(Segmentation):
+    """The class of the best query; nothing is learnt. A raw map has a channel for each query, scale times cosine.
+
+    Source: SCLIP (Wang et al. 2024), whose class scores are the maxima over their queries after a softmax over all.
+
+    Args:
+        classes: as in Segmentation.
+        queries: ``{class: [names]}``, what a class is asked for by. One that is not named here is asked for by its own
+            name, at commas by each part: "building, edifice" by two. Of equal queries the first class wins.
+        background_threshold: a pixel whose best query has a probability below this, under a softmax over all queries,
+            becomes "background", which must then be class 0; none = no pixel does.
+    """
+
+    def __init__(
+        self,
+        classes: str | Sequence[str],
+        queries: Mapping[str, Sequence[str]] | None = None,
+        background_threshold: float | None = None,
+    ):
+        super().__init__(classes)
+        given = dict(queries or {})
+        for name, asked in given.items():
+            if name not in self.classes:
+                raise UserError(f"queries: {name!r} is none of the classes: {nearest(name, self.classes)}")
+            if isinstance(asked, str) or not asked or not all(isinstance(query, str) and query for query in asked):
+                raise UserError(f"queries: {name!r} is to be asked for by {asked!r}; give a list of names.")
+        pairs = [(label, query) for label, name in enumerate(self.classes) for query in given.get(name) or _parts(name)]
+        labels, self.queries = zip(*pairs, strict=True)
+        self.labels = torch.tensor(labels)  # of each query
+        self.background_threshold = background_threshold
+        if background_threshold is not None:
+            self._check_threshold()
+
+    def _check_threshold(self) -> None:
+        threshold = self.background_threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
+            raise UserError(f"background_threshold={threshold!r}: give a probability between 0 and 1, or None.")
+        if self.classes[0] != BACKGROUND:
+            raise UserError(
+                f"background_threshold={threshold}: unsure pixels would become {self.classes[0]!r}, for class 0 is not "
+                f"{BACKGROUND!r}; give None, or classes that begin with it."
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.queries)
+
+    @property
+    def meaning(self) -> dict:
+        """What a raw map stands for, and what becomes of it."""
+        asked = {name: [] for name in self.classes}
+        for label, query in zip(self.labels.tolist(), self.queries, strict=True):
+            asked[self.classes[label]].append(query)
+        return {"classes": list(self.classes), "queries": asked, "background_threshold": self.background_threshold}
+
+    def loss(
+        self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
+    ) -> dict[str, Tensor]:
+        raise UserError("ZeroShotSegmentation has nothing to learn; take the task Segmentation to train a head.")
+
+    def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
+        """The class map (H, W) of one image at its original size, from the raw maps (K, h, w) of its windows."""
+        if self.background_threshold is None:
+            best = super().predict(windows)
+            return self.labels.to(best.device)[best]
+        best, probability = best_query(windows)
+        return self.labels.to(best.device)[best].where(probability >= self.background_threshold, 0)
+
+    def metric(self) -> SegmentationMetric:
+        return SegmentationMetric(len(self.classes))
+
+
+def _parts(name: str) -> list[str]:
+    return [part.strip() for part in name.split(",") if part.strip()]
+
+
+def best_query(windows: Sequence[tuple[Tensor, Geometry]]) -> tuple[Tensor, Tensor]:
+    """(H, W) int64 the query with the highest score at each pixel of one image at its original size, and (H, W) float32
+    its probability under a softmax over all queries.
+
+    windows: as for ``blend``, which is asked for a few queries at a time: of thousands the map would not fit.
+    """
+    raw, geometry = windows[0]
+    top = torch.full(geometry.original, -torch.inf, device=raw.device)
+    best, mass = torch.zeros_like(top, dtype=torch.int64), torch.zeros_like(top)
+    for first in range(0, len(raw), QUERIES_AT_ONCE):
+        scores = blend([(some[first : first + QUERIES_AT_ONCE], place) for some, place in windows])
+        highest, number = scores.max(0)
+        best = torch.where(highest > top, number + first, best)
+        before, top = top, torch.maximum(top, highest)
+        mass = mass * (before - top).exp() + (scores - top).exp().sum(0)  # of all queries so far, relative to the best
+    return best, 1 / mass
