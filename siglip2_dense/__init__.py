@@ -13,6 +13,8 @@ _WHERE = {
     "DPTHead": "siglip2_dense.heads.dpt",
     "Probe3DHead": "siglip2_dense.heads.dpt",
     "DenseProbe": "siglip2_dense.models.probe",
+    "ZeroShot": "siglip2_dense.models.zeroshot",
+    "TextEncoder": "siglip2_dense.encoders.text",
 }
 
 __all__ = sorted(_WHERE)

@@ -25,7 +25,7 @@ FORMAT = "siglip2_dense heads, version 2"
 class HeadFile:
     """The content of a head file."""
 
-    tensors: dict[str, Tensor]  # "HEAD.parameter"
+    tensors: dict[str, Tensor]  # "HEAD.parameter"; where parts of the encoder were trained, "encoder.parameter" too
     encoder: EncoderFacts
     encoder_config: dict  # how the encoder was asked for: name, weights, precision, model_args
     heads: dict[str, dict]  # per head: config, task, what it reads of the encoder, what its map means
@@ -74,18 +74,21 @@ def read(path: str | Path) -> HeadFile:
     )
 
 
-def load_into(heads, described: dict, facts: EncoderFacts, content: HeadFile, path: str | Path) -> None:
-    """Load a file's tensors into the probe's heads (an ``nn.ModuleDict``), on the encoder they were trained on.
+def load_into(probe, described: dict, content: HeadFile, path: str | Path) -> None:
+    """Load a file's tensors into a probe with the encoder that they were trained on.
 
     described: the heads as the config builds them, in the form of ``HeadFile.heads``.
     Raises UserError when the file belongs to another encoder, its heads are others, or read or mean something else.
     """
-    check_encoder(content.encoder, facts, path)
+    check_encoder(content.encoder, probe.facts, path)
     saved, now = ({name: _function(one) for name, one in side.items()}
                   for side in (content.heads, json.loads(json.dumps(described))))  # fmt: skip
     if difference := first_difference(saved, now, "heads", "in the file"):
         raise UserError(f"{path} does not fit the config: {difference}; use the config it was trained with.")
-    wanted = heads.state_dict()
+    then, now = (kept.get("trainable", "none") for kept in (content.encoder_config, {"trainable": probe.trainable}))
+    if then != now:
+        raise UserError(f"{path} was trained with model.encoder.trainable={then!r}, the config has {now!r}; set that.")
+    wanted = probe.trained_state()
     differing = sorted(set(wanted) ^ set(content.tensors))
     differing += [k for k in wanted if k in content.tensors and wanted[k].shape != content.tensors[k].shape]
     if differing:
@@ -93,7 +96,7 @@ def load_into(heads, described: dict, facts: EncoderFacts, content: HeadFile, pa
             f"{path} holds other heads than the config builds ({', '.join(content.heads)}; first difference: "
             f"{differing[0]}); use the config it was trained with."
         )
-    heads.load_state_dict(content.tensors)
+    probe.load_trained(content.tensors)
 
 
 def describe(head, task, config: dict) -> dict:

@@ -24,7 +24,6 @@ FIXED = {
     "windows": "averaged where they overlap",
     "resolution": "metrics at the size the image was read at",
     "checkpoint": "last",
-    "encoder_mode": "frozen, eval",
 }  # what this package always does, written down so that other records can differ from it
 
 
@@ -37,6 +36,7 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
     train, model = config["train_dataloader"], config["model"]
     return {
         **FIXED,
+        "encoder_mode": _encoder_mode(model),
         "heads": of_protocol(heads),
         "canvas": model.get("canvas"),
         "precision": model.get("precision", "fp32"),
@@ -54,6 +54,28 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
         "test_transforms": config["val_dataloader"]["dataset"].get("transforms", []),
         "views": "live",
     }
+
+
+def untrained_protocol(probe) -> dict:
+    """The same of a model that has nothing to train and describes itself."""
+    fixed = {key: value for key, value in FIXED.items() if key != "checkpoint"}
+    heads = {name: {**probe.describe(), "scoring": task.scoring} for name, task in probe.tasks.items()}
+    return {**fixed, "encoder_mode": "frozen, eval", "heads": heads}
+
+
+def scored_otherwise(content, described: dict) -> dict:
+    """The protocol of a head file, with its heads scored as a config describes them."""
+    heads = {
+        name: {**parts, "scoring": described[name]["scoring"]} for name, parts in of_protocol(content.heads).items()
+    }
+    return {**content.protocol, "heads": heads}
+
+
+def _encoder_mode(model: dict) -> dict | str:
+    trainable = (model.get("encoder") or {}).get("trainable", "none")
+    if trainable == "none":
+        return "frozen, eval"
+    return {"trains": trainable, "optim": model.get("encoder_optim"), "mode": "eval"}
 
 
 def of_protocol(heads: dict) -> dict:
@@ -74,7 +96,7 @@ def describe_encoder(probe) -> dict:
     """Which encoder a probe reads, which of its blocks, and at what precision."""
     facts: EncoderFacts = probe.facts
     known = facts.to_dict()
-    kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters")
+    kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters", "sequence_length")
     return {
         **{key: known[key] for key in kept},
         "blocks": facts.num_blocks,
@@ -82,6 +104,7 @@ def describe_encoder(probe) -> dict:
         "taps": [{"block": tap.block, "norm": tap.norm} for tap in probe.taps],
         "pooled": facts.pooled if probe.pooled else "none",
         "precision": probe.encoder.precision,
+        **({"text": probe.texts} if hasattr(probe, "texts") else {}),
     }
 
 

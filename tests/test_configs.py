@@ -6,16 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from siglip2_dense.cli.common import load_config
-from siglip2_dense.engine.configs import check_keys
+from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.run import build_probe
 from siglip2_dense.engine.train import _optimizer
+from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES
-from siglip2_dense.registry import TRANSFORMS, build
+from siglip2_dense.registry import DATASETS, MODELS, TRANSFORMS, build, resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+PROBES = sorted(path.stem for path in CONFIGS.glob("probe_*.py"))
+ZERO_SHOT = {"ade20k": "ade20k", "voc20": "voc20", "voc21": "pascal", "cocostuff": "coco_stuff"}  # set: its labels
 
 
 def load(name, encoder="test_vit", options=()):
@@ -32,17 +35,27 @@ def data(classes):
 
 
 def test_none_is_missed():
-    assert len(NAMES) == 12 and len(list(CONFIGS.rglob("*.py"))) == 21
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*PROBES, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
+    assert len(PROBES) == 12 and len(list(CONFIGS.rglob("*.py"))) == 25
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_config(name, tmp_path):
+def check_text(name, command):
     text = (CONFIGS / f"{name}.py").read_text()
-    assert (text.startswith('"""') and f"tools/train.py configs/{name}.py" in text) or "make demo" in text
+    assert (text.startswith('"""') and f"{command} configs/{name}.py" in text) or "make demo" in text
+
+
+def check_round_trip(config, folder):
+    config.dump(folder / "dumped.py")
+    assert type(config).fromfile(folder / "dumped.py").to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_config(name, tmp_path):
+    check_text(name, "tools/train.py")
     config = load(name)
     check_keys(config)
-    config.dump(tmp_path / "dumped.py")
-    assert type(config).fromfile(tmp_path / "dumped.py").to_dict() == config.to_dict()
+    check_trains(config)
+    check_round_trip(config, tmp_path)
     if name == "probe_camvid":  # it names stages of a convolutional network
         config = load(name, "tf_efficientnet_lite0")
     probe = build_probe(config, data(CLASSES.get(name.removeprefix("probe_"), CLASSES["generated"]))).eval()
@@ -50,10 +63,52 @@ def test_config(name, tmp_path):
     for prediction in probe(images, None, mode="predict")[0].values():
         assert prediction.shape[-2:] == (70, 90)
     for settings in (parts.optim for parts in config.model.heads.values()):
-        assert _optimizer(settings.to_dict(), torch.nn.Linear(2, 2)).param_groups[0]["lr"] == settings.lr
+        assert _optimizer(settings.to_dict(), nn.Linear(2, 2).parameters()).param_groups[0]["lr"] == settings.lr
     for loader in (config.train_dataloader, config.val_dataloader):
         for transform in loader.dataset.get("transforms", []):
             build(TRANSFORMS, transform)
+
+
+@MODELS.register_module()
+class FixedTexts(nn.Module):
+    """Vectors for names, without a text tower."""
+
+    fingerprint, tokenization, width = "fixed", {}, 768
+
+    def __init__(self, name, weights):
+        super().__init__()
+
+    def encode(self, class_names, templates):
+        return nn.functional.normalize(torch.eye(len(class_names), self.width), dim=1)
+
+
+@pytest.mark.parametrize("name", ZERO_SHOT)
+def test_config_without_training(name, tmp_path, monkeypatch):
+    check_text(f"zeroshot_{name}", "tools/test.py")
+    config = load(f"zeroshot_{name}", "siglip2-base-32-256")
+    check_keys(config)
+    check_round_trip(config, tmp_path)
+    with pytest.raises(UserError, match=r"nothing to train; it is for tools/test\.py"):
+        check_trains(config)
+    config.model.encoder.model_args, config.model.text = dict(depth=1), dict(type="FixedTexts")
+    settings = config.test_dataloader.dataset
+    monkeypatch.setattr(resolve(DATASETS, settings.type), "find", lambda self: [("a.jpg", "a.png")])
+    dataset = build(DATASETS, settings.to_dict(), seed=config.seed)
+    assert dataset.classes == CLASSES[ZERO_SHOT[name]] and dataset.split == "val"
+    probe = build_probe(config, dataset).eval()
+    images = [torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)]
+    prediction = probe(images, None, mode="predict")[0]["segmentation"]
+    assert prediction.shape == (70, 90) and prediction.min() >= 0 and prediction.max() < len(dataset.classes)
+
+
+@pytest.mark.parametrize("name", ZERO_SHOT)
+def test_protocol_values_without_training(name):
+    config = load(f"zeroshot_{name}")
+    assert config.model.inference.to_dict() == dict(mode="slide", crop=448, stride=224)
+    assert config.test_dataloader.dataset.transforms == [dict(type="ResizeShortSide", short=448, long=2048)]
+    assert config.model.alignment.to_dict() == dict(mode="value", residual="none", mlp=False)
+    sure = (65.0, 0.1) if name == "voc21" else (50.0, None)
+    assert config.model.templates == "80" and (config.model.scale, config.model.background_threshold) == sure
 
 
 @pytest.mark.parametrize("encoder", ["test_vit", "test_vit3", "test_convnext", "resnet18", "vit_small_patch16_dinov3"])

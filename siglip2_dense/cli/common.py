@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None)
         # one from a loader's worker process arrives inside the text of its traceback
         print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads our output, head or less, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -71,7 +74,8 @@ def load_config(arguments: argparse.Namespace):
             raise UserError(f"{path} has no model.encoder for --encoder or --weights to change.")
         if arguments.encoder:
             encoder.name, encoder.weights = arguments.encoder, "hub"
-            encoder.pop("model_args", None)  # they belong to the encoder that was there
+            for key in ("model_args", "sequence_length"):  # they belong to the encoder that was there
+                encoder.pop(key, None)
         if arguments.weights:
             encoder.weights = arguments.weights
     options = {}

@@ -1,4 +1,4 @@
-"""Evaluate a trained head on the test data of a config (its validation data where it names no test data)."""
+"""Evaluate a head on the test data of a config (its validation data where it names no test data)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 
 from siglip2_dense.cli.common import add_config_arguments, command_line, load_config
 
-EXAMPLES = """example:
+EXAMPLES = """examples:
   python tools/test.py configs/probe_ade20k.py work_dirs/probe_ade20k_siglip2-so400m-14-384/head.safetensors
+  python tools/test.py configs/zeroshot_ade20k.py --encoder clip-base-16-224
 """
 
 
@@ -16,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument("head", help="the head file (.safetensors)")
+    parser.add_argument("head", nargs="?", help="the head file (.safetensors); none where there is nothing to train")
     parser.add_argument("--out", metavar="FILE", help="where the record goes; default WORK_DIR/results_SPLIT.json")
     arguments = parser.parse_args(argv)
 

@@ -9,14 +9,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Size, Tap
+from siglip2_dense.contracts import Alignment, Features, Geometry, Size, Tap
+from siglip2_dense.encoders import naflex
+from siglip2_dense.encoders.aligned import aligned_map, blocks_of
 from siglip2_dense.encoders.catalogue import find
+from siglip2_dense.encoders.facts import facts_of, final_norm, is_naflex, is_vit, table_prefix
+from siglip2_dense.encoders.trainable import Trainable, Trained, choose, layers
 from siglip2_dense.encoders.weights import build_tower
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import MODELS
 from siglip2_dense.resample import resize_positions
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SEQUENCE_LENGTH = 256
 CACHED_GRIDS = 32  # position tables kept at once; a table of the largest encoder has 10 MB at 1024 px
 
 
@@ -26,7 +31,8 @@ class FrozenEncoder(nn.Module):
 
     It owns all that differs between encoders (pixel statistics, padding, position tables, choice of blocks), so that
     the name is the only thing to change. It is never in train mode, has no gradient, and its tower is held outside the
-    module tree: optimizers, DDP, checkpoints and mmengine's ``init_weights`` cannot see it.
+    module tree: optimizers, DDP, checkpoints and mmengine's ``init_weights`` cannot see it. Where ``trainable`` says
+    that parts of it train, those parameters, and only those, are in the tree, as ``trained``.
 
     Args:
         name: short name of the catalogue, or a timm name.
@@ -35,6 +41,10 @@ class FrozenEncoder(nn.Module):
             "even4" or block numbers; ``pooled`` is "none" or "concat".
         precision: "fp32", or "bf16" / "fp16" under autocast. Features are float32 in any case.
         compile: run the tower through ``torch.compile``.
+        trainable: "none", "all", a number of last blocks, or names of projections such as ``["q", "v"]``; see
+            ``encoders/trainable.py``. Whatever trains, the encoder stays in eval mode.
+        checkpointing: compute blocks again in the backward pass instead of keeping what they did.
+        sequence_length: of NaFlex encoders, the most patches of an image; 256 by default.
         model_args: further arguments of the timm model, such as ``dict(depth=6)``.
     """
 
@@ -47,6 +57,9 @@ class FrozenEncoder(nn.Module):
         pooled: str = "none",
         precision: str = "fp32",
         compile: bool = False,
+        trainable: Trainable = "none",
+        checkpointing: bool = False,
+        sequence_length: int | None = None,
         model_args: dict | None = None,
     ):
         super().__init__()
@@ -55,21 +68,35 @@ class FrozenEncoder(nn.Module):
         if pooled not in ("none", "concat"):
             raise UserError(f"pooled={pooled!r}: an encoder by itself gives 'none' or 'concat'.")
         entry = find(name)
-        tower, fingerprint = build_tower(entry, str(weights), model_args)
-        self._is_vit = hasattr(tower, "blocks") and hasattr(tower, "num_prefix_tokens")
+        built = build_tower(entry, str(weights), model_args)
+        tower = built.tower
+        self._is_vit, self._is_naflex = is_vit(tower), is_naflex(tower)
+        if sequence_length is None and self._is_naflex:
+            sequence_length = SEQUENCE_LENGTH
+        elif sequence_length is not None and not self._is_naflex:
+            raise UserError(f"sequence_length={sequence_length}: {name} is no NaFlex encoder; leave it out.")
+        elif sequence_length is not None and (not isinstance(sequence_length, int) or sequence_length < 1):
+            raise UserError(f"sequence_length={sequence_length!r}: give the most patches of an image, such as 256.")
         # in a tuple: torch would register modules that are attributes
-        self._held = (tower, _final_norm(tower) if self._is_vit else None)
+        self._held = (tower, final_norm(tower), built.projection)
         self._tables: OrderedDict[Size, nn.Parameter] = OrderedDict()
-        self._intermediates = tower.forward_intermediates
-        if compile:
-            self._intermediates = torch.compile(tower.forward_intermediates)
         self.precision = precision
         self.pooled = pooled
-        self.facts = _facts(entry.name, fingerprint, tower, self._is_vit, self._final_norm)
+        self.facts = facts_of(entry, built, sequence_length)
         self.taps = self.facts.taps(layers, norm)
         for key in ("mean", "std"):
             values = torch.tensor(getattr(self.facts, key)).view(3, 1, 1) * 255
             self.register_buffer(key, values, persistent=False)
+        chosen = choose(tower, self.facts, trainable)
+        if chosen and precision == "fp16":
+            raise UserError("trainable: gradients of fp16 would need scaling; give precision='bf16' or 'fp32'.")
+        if checkpointing and chosen:
+            tower.set_grad_checkpointing(True)
+        self.trainable = trainable
+        self.trained = Trained(chosen) if chosen else None
+        self._intermediates = tower.forward_intermediates
+        if compile:
+            self._intermediates = torch.compile(tower.forward_intermediates)
 
     @property
     def tower(self) -> nn.Module:
@@ -79,6 +106,15 @@ class FrozenEncoder(nn.Module):
     @property
     def _final_norm(self) -> nn.Module | None:
         return self._held[1]
+
+    @property
+    def projection(self) -> nn.Linear | None:
+        """From the pooled vector to the text space, where the two differ."""
+        return self._held[2]
+
+    @property
+    def trains(self) -> bool:
+        return self.trained is not None
 
     @property
     def width(self) -> int:
@@ -107,13 +143,20 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # what trains keeps its identity: it moves within the parameter
         self.tower._apply(fn, recurse)
+        if self.projection is not None:
+            self.projection._apply(fn, recurse)
         self._tables.clear()  # they follow the stored table's device and type
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) RGB 0-255, float or uint8 -> one map (B, C, h, w) per tap, as mm frameworks expect."""
+        if self._is_naflex:
+            raise UserError(
+                f"{self.facts.name} gives maps of the images' own shapes, which a plain map cannot say: use "
+                "features(), as DenseProbe does, or a fixed-resolution encoder."
+            )
         features = self.features(images, pooled=self.pooled == "concat")
         maps = [features.maps[tap] for tap in self.taps]
         if self.pooled == "concat":
@@ -121,27 +164,95 @@ class FrozenEncoder(nn.Module):
             maps = [torch.cat([x, vector.expand(-1, -1, *x.shape[-2:])], dim=1) for x in maps]
         return tuple(maps)
 
-    @torch.no_grad()
     def features(
         self,
         images: Tensor | Sequence[Tensor],
         taps: Sequence[Tap] | None = None,
         canvas: Size | None = None,
         pooled: bool = False,
+        aligned: Alignment | None = None,
     ) -> Features:
         """Features of a batch, in one pass for all ``taps`` (by default those of the constructor).
 
         images: (B, 3, H, W), or a list of (3, H, W) of any sizes, RGB 0-255, float or uint8.
         canvas: each image is centred on this many pixels, and that on the smallest multiple of the patch; by default
-            the largest height and width of the batch. Padding is the mean colour.
+            the largest height and width of the batch. Padding is the mean colour. A NaFlex encoder scales each image
+            to its own grid instead; the canvas is then the largest grid, and ``valid`` says which cells are real.
         pooled: also give the global vector.
+        aligned: also give a map in the text space, made this way.
         """
         taps = self.taps if taps is None else tuple(sorted(set(taps)))
-        pixels, geometry = self._pixels(images, canvas)
+        if aligned is not None and self.facts.aligned_width is None:
+            raise UserError(f"{self.facts.name} has no text space (or its file no projection); name one that has.")
+        packed = None
+        if self._is_naflex:
+            packed = naflex.pack(images, self.patch_size, self.facts.sequence_length, self.mean, self.std)
+            geometry, grid = packed.geometry, packed.grid
+        else:
+            pixels, geometry = self._pixels(images, canvas)
+            grid = tuple(side // self.patch_size for side in pixels.shape[-2:])
         dtype = PRECISIONS[self.precision]
-        with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype is not None):
-            maps, prefix, vector = self._run(pixels, taps, pooled)
-        return Features(maps=maps, geometry=geometry, prefix=prefix, pooled=vector)
+        with (
+            torch.set_grad_enabled(self.trains and torch.is_grad_enabled()),
+            torch.autocast(self.mean.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            before = blocks_of(self.tower, aligned) if aligned else ()
+            blocks = sorted({*(tap.block for tap in taps), *before})
+            if packed is not None:
+                tokens, final = naflex.run(self.tower, packed, blocks, pooled)
+            else:
+                tokens, final = self._run(pixels, grid, blocks, pooled)
+            tokens = dict(zip(blocks, tokens, strict=True))
+            maps, prefix = self._maps({tap: tokens[tap.block] for tap in taps}, grid, packed)
+            vector = self._pool(final, packed) if pooled else None
+            in_text_space = None
+            if aligned:
+                whole = {block: self._whole(tokens[block]) for block in before}
+                real = None
+                if packed is not None:
+                    real = nn.functional.pad(packed.valid, (len(self.facts.prefix), 0), value=True)
+                mapped = aligned_map(self.tower, self.projection, whole, aligned, real)
+                in_text_space = self._on_grid(mapped.float(), grid, packed)
+        return Features(
+            maps=maps,
+            geometry=geometry,
+            prefix=prefix,
+            pooled=vector,
+            aligned=in_text_space,
+            valid=None if packed is None else naflex.valid_cells(packed),
+        )
+
+    def dense_embed(self, images: Tensor | Sequence[Tensor], mode: str = "value", **how) -> Tensor:
+        """Maps (B, E, h, w) float32 in the text space, of any length; ``how`` as in ``Alignment``.
+
+        Raises UserError for an encoder without texts.
+        """
+        return self.features(images, taps=(), aligned=Alignment(mode, **how)).aligned
+
+    def keep_reached(self, taps: Sequence[Tap], pooled: bool, aligned: Alignment | None = None) -> None:
+        """Of what trains keep only what these outputs depend on: DDP waits for the gradient of every parameter."""
+        if not self.trains:
+            return
+        blank = self.mean.new_zeros(1, 3, self.facts.multiple, self.facts.multiple)
+        with torch.enable_grad():
+            seen = self.features(blank, taps, pooled=pooled, aligned=aligned)
+        outputs = [*seen.maps.values(), seen.pooled if pooled else None, seen.aligned]
+        total = sum(output.sum() for output in outputs if output is not None)
+        if not total.requires_grad:
+            raise UserError("trainable: nothing that would train lies before what the heads read; choose other blocks.")
+        parameters = dict(self.trained.named_parameters())
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is None:
+                parameter.requires_grad_(False)
+                del self.trained._parameters[name]
+
+    def rate_groups(self, lr: float, layer_decay: float) -> list[dict]:
+        """What trains, in groups for an optimizer: ``lr`` after the last block, ``layer_decay`` times that per block."""
+        at, groups = layers(self.tower), {}
+        for name, parameter in self.trained.named_parameters():
+            groups.setdefault(self.num_blocks + 1 - at[name], []).append(parameter)
+        return [dict(params=groups[depth], lr=lr * layer_decay**depth) for depth in sorted(groups)]
 
     def _pixels(self, images, canvas) -> tuple[Tensor, tuple[Geometry, ...]]:
         """Normalised and padded pixels (B, 3, H', W'), and where each image lies in them."""
@@ -171,12 +282,14 @@ class FrozenEncoder(nn.Module):
             place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
         return pixels, geometry
 
-    def _run(self, pixels: Tensor, taps: Sequence[Tap], pooled: bool):
-        """Maps, prefix tokens (or none) and global vector (or none), all float32."""
-        blocks = sorted({tap.block for tap in taps})
-        grid = tuple(side // self.facts.strides[-1] for side in pixels.shape[-2:])
+    def _run(self, pixels: Tensor, grid: Size, blocks: Sequence[int], final: bool):
+        """The output of each block, without the final norm, and what the tower itself ends with, if asked for.
+
+        Of transformers (B, N, C), or that and the prefix (B, n, C) where there is one; of convolutional networks
+        (B, C, h, w).
+        """
         count = len(self.facts.prefix)
-        arguments = dict(indices=blocks, intermediates_only=not pooled, stop_early=not pooled)
+        arguments = dict(indices=list(blocks), intermediates_only=not final, stop_early=not final)
         if self._is_vit:
             arguments |= dict(norm=False, output_fmt="NLC", **(dict(return_prefix_tokens=True) if count else {}))
         try:
@@ -185,24 +298,38 @@ class FrozenEncoder(nn.Module):
         except AssertionError as error:  # how timm refuses a size that a model without free sizes does not have
             height, width = pixels.shape[-2:]
             raise UserError(f"{self.facts.name} cannot take images of {height}x{width} pixels: {error}") from error
-        final, outputs = result if pooled else (None, result)
-        vector = self._pool(final) if pooled else None
-        outputs = dict(zip(blocks, outputs, strict=True))
+        last, outputs = result if final else (None, result)
+        return outputs, last
+
+    def _maps(self, outputs: dict[Tap, Tensor], grid: Size, packed: naflex.Packed | None):
+        """Maps and prefix tokens (or none) of the taps, float32."""
         if not self._is_vit:
-            return {tap: outputs[tap.block].float() for tap in taps}, None, vector
-        maps, prefix = {}, {}
-        for tap in taps:
-            tokens, first = outputs[tap.block] if count else (outputs[tap.block], None)
+            return {tap: output.float() for tap, output in outputs.items()}, None
+        maps, prefix, count = {}, {}, len(self.facts.prefix)
+        for tap, tokens in outputs.items():
+            first, tokens = (tokens[1], tokens[0]) if count else (None, tokens)
             normalise = self._final_norm if tap.norm else nn.Identity()
-            tokens = normalise(tokens).float()
-            # (B, h w, C) seen as (B, C, h, w): channels last in memory, which convolutions like, and no copy
-            maps[tap] = tokens.reshape(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+            maps[tap] = self._on_grid(normalise(tokens).float(), grid, packed)
             if count:
                 prefix[tap] = normalise(first).float()
-        return maps, prefix or None, vector
+        return maps, prefix or None
 
-    def _pool(self, final: Tensor) -> Tensor:
+    def _whole(self, output) -> Tensor:
+        """(B, prefix + N, C), as the block gave it."""
+        return torch.cat([output[1], output[0]], dim=1) if self.facts.prefix else output
+
+    @staticmethod
+    def _on_grid(tokens: Tensor, grid: Size, packed: naflex.Packed | None) -> Tensor:
+        """(B, N, C) -> (B, C, h, w)."""
+        if packed is not None:
+            return naflex.unpack(tokens, packed)
+        # channels last in memory, which convolutions like, and no copy
+        return tokens.reshape(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+
+    def _pool(self, final: Tensor, packed: naflex.Packed | None) -> Tensor:
         """The encoder's own global vector (B, P) float32."""
+        if packed is not None:
+            return naflex.pool(self.tower, final, packed).float()
         if self.facts.pooled == "class":
             tokens = final[:, 0]
             # timm has already applied its ``norm``; where that is the identity the real one stands behind the pooling
@@ -213,16 +340,17 @@ class FrozenEncoder(nn.Module):
     def _positions_at(self, grid: Size) -> Iterator[None]:
         """Let the tower see its position table at this grid, resampled from the stored one, once per grid.
 
-        timm would resample at every pass. An export must trace that: there a size may be symbolic and is no key.
+        timm would resample at every pass. An export must trace that: there a size may be symbolic and is no key. A
+        table that trains must have its gradient through it.
         """
         tower = self.tower
         native = self.facts.native_grid
-        if native is None or grid == native or torch.compiler.is_exporting():
+        if native is None or grid == native or torch.compiler.is_exporting() or tower.pos_embed.requires_grad:
             yield
             return
         stored = tower.pos_embed
         if grid not in self._tables:
-            table = resize_positions(stored, native, grid, _table_prefix(tower))
+            table = resize_positions(stored.detach(), native, grid, table_prefix(tower))
             self._tables[grid] = nn.Parameter(table, requires_grad=False)
             if len(self._tables) > CACHED_GRIDS:
                 self._tables.popitem(last=False)
@@ -231,47 +359,3 @@ class FrozenEncoder(nn.Module):
             yield
         finally:
             tower.pos_embed, tower.patch_embed.grid_size = stored, native
-
-
-def _final_norm(tower: nn.Module) -> nn.Module | None:
-    """The norm over tokens that ends the tower; it stands behind the pooling where timm's ``norm`` is the identity."""
-    for name in ("norm", "fc_norm"):
-        module = getattr(tower, name, None)
-        if module is not None and not isinstance(module, nn.Identity):
-            return module
-    return None
-
-
-def _table_prefix(tower: nn.Module) -> int:
-    """Entries of the position table that belong to class and register tokens."""
-    return 0 if getattr(tower, "no_embed_class", False) else tower.num_prefix_tokens
-
-
-def _facts(name: str, fingerprint: str, tower: nn.Module, is_vit: bool, final_norm: nn.Module | None) -> EncoderFacts:
-    """All that is read from the built model."""
-    from timm.data import resolve_model_data_config
-
-    statistics = resolve_model_data_config(tower)
-    prefix, pooled, native, has_table = (), "mean", None, False
-    if is_vit:
-        classes = int(getattr(tower, "cls_token", None) is not None)
-        prefix = ("class",) * classes + ("register",) * (tower.num_prefix_tokens - classes)
-        has_attention_pool = getattr(tower, "attn_pool", None) is not None
-        pooled = "map" if has_attention_pool else "class" if classes else "mean"
-        has_table = getattr(tower, "pos_embed", None) is not None and getattr(tower, "dynamic_img_size", False)
-        native = tuple(tower.patch_embed.grid_size) if has_table else None
-    return EncoderFacts(
-        name=name,
-        fingerprint=fingerprint,
-        widths=tuple(info["num_chs"] for info in tower.feature_info),
-        strides=tuple(info["reduction"] for info in tower.feature_info),
-        prefix=prefix,
-        pooled=pooled,
-        pooled_width=getattr(tower, "head_hidden_size", None) or tower.num_features,
-        final_norm=final_norm is not None,
-        mean=tuple(statistics["mean"]),
-        std=tuple(statistics["std"]),
-        native_grid=native,
-        position_kernel="bicubic, antialias" if has_table else None,
-        parameters=sum(p.numel() for p in tower.parameters()),
-    )

@@ -13,9 +13,10 @@ KEYS = {  # what may stand at the top level, and inside it
     "train_cfg": {"max_iters", "val_interval", "save_interval"},
     "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,
 }  # fmt: skip
-NEEDED = (
-    "seed", "log_interval", "model.type", "model.heads", "train_cfg.max_iters", "train_cfg.val_interval",
-    "train_dataloader.batch_size", "train_dataloader.dataset", "val_dataloader.dataset",
+NEEDED = ("seed", "model.type")
+NEEDED_TO_TRAIN = (
+    "log_interval", "model.heads", "train_cfg.max_iters", "train_cfg.val_interval", "train_dataloader.batch_size",
+    "train_dataloader.dataset", "val_dataloader.dataset",
 )  # fmt: skip
 COUNTS = ("log_interval", "train_cfg.max_iters", "train_cfg.val_interval", "train_cfg.save_interval")
 
@@ -48,15 +49,26 @@ def check_keys(config) -> None:
     for key in config:
         if key not in KEYS:
             raise UserError(f"the config has an unknown key {key!r}: {nearest(key, KEYS, ', '.join(sorted(KEYS)))}")
-    for key in NEEDED:
-        if _value(config, key) is None:
-            raise UserError(f"the config does not set {key!r}; the files in configs/ show how.")
+    _check_set(config, NEEDED)
     for key in COUNTS:
         value = _value(config, key)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{key}={value!r}: give a whole number from 1 on.")
     if not isinstance(config.seed, int) or config.seed < 0:
         raise UserError(f"seed={config.seed!r}: give a whole number from 0 on.")
+
+
+def check_trains(config) -> None:
+    """Raise UserError when a config does not say all that training needs."""
+    if _value(config, "train_dataloader") is None and _value(config, "test_dataloader") is not None:
+        raise UserError("the config has nothing to train; it is for tools/test.py.")
+    _check_set(config, NEEDED_TO_TRAIN)
+
+
+def _check_set(config, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if _value(config, key) is None:
+            raise UserError(f"the config does not set {key!r}; the files in configs/ show how.")
 
 
 def _value(config, key: str):

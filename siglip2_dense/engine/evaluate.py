@@ -117,20 +117,30 @@ def _named(values: dict[str, dict]) -> dict:
     return {f"{name}.{key}": value for name, found in values.items() for key, value in found.items()}
 
 
-def test(config: Config, path: str, out: str | None = None, command: str = "") -> dict:
+def test(config: Config, path: str | None, out: str | None = None, command: str = "") -> dict:
     """Evaluate a head file on the config's test data (its validation data where it names no test data).
+
+    path: none for a model that has nothing to train.
 
     Writes the record to ``out``, by default ``WORK_DIR/results_SPLIT.json``, and returns it.
     """
     check_keys(config)
     distributed.start(config.get("launcher", "none"))
     started = time.time()
-    content = head_file.read(path)
-    loading = config.get("test_dataloader") or config.val_dataloader
+    content = head_file.read(path) if path else None
+    loading = config.get("test_dataloader") or config.get("val_dataloader")
+    if not loading or "dataset" not in loading:
+        raise UserError("the config names no data to test on: give test_dataloader, or val_dataloader, with a dataset.")
     data = build(DATASETS, loading.dataset, seed=config.seed)
     probe = build_probe(config, data)
-    described = describe_heads(config, probe)
-    head_file.load_into(probe.heads, described, probe.facts, content, path)
+    if content is None:
+        _check_untrained(probe)
+        protocol, step = records.untrained_protocol(probe), 0
+    else:
+        described = describe_heads(config, probe)
+        head_file.load_into(probe, described, content, path)
+        # trained as the file says, scored as the config says
+        protocol, step = records.scored_otherwise(content, described), content.step
     probe = probe.to(get_device())
     work_dir = Path(config.work_dir)
     pictures = Pictures(probe, len(data), work_dir / f"pictures_{data.split}", config.get("pictures", 0))
@@ -148,18 +158,19 @@ def test(config: Config, path: str, out: str | None = None, command: str = "") -
         "best": None,
         "encoder": records.describe_encoder(probe),
         "protocol": {
-            **content.protocol,
-            "heads": {  # trained as the file says, scored as the config says
-                name: {**parts, "scoring": described[name]["scoring"]}
-                for name, parts in records.of_protocol(content.heads).items()
-            },
+            **protocol,
             "inference": probe.inference,
             "test_transforms": loading.dataset.to_dict().get("transforms", []),
         },
         "data": {**records.describe_data(data), "images": found["images"]},
         "run": records.describe_run(probe, command, config.seed, seconds, found["images"] / seconds),
-        "history": [{"step": content.step, "split": data.split, "metrics": found["metrics"]}],
+        "history": [{"step": step, "split": data.split, "metrics": found["metrics"]}],
     }
     records.write(out or work_dir / f"results_{data.split}.json", record)
     print(found["table"])
     return record
+
+
+def _check_untrained(probe) -> None:
+    if any(True for _ in probe.parameters()):
+        raise UserError("the config's heads are to be trained: give the head file (tools/test.py CONFIG HEAD_FILE).")

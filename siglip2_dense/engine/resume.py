@@ -15,10 +15,10 @@ STATE_FILE = "resume.pt"
 
 
 def save_state(work_dir: Path, runner, probe, step: int, notes: dict) -> None:
-    """One atomic file: step, heads, optimizers, schedules, and ``notes`` (plain data)."""
+    """One atomic file: step, what trains, optimizers, schedules, and ``notes`` (plain data)."""
     state = {
         "step": step,
-        "heads": probe.heads.state_dict(),
+        "trained": probe.trained_state(),
         "optimizers": runner.optim_wrapper.state_dict(),
         "schedules": {name: [_plain(s) for s in items] for name, items in runner.param_schedulers.items()},
         "notes": json.dumps(notes),
@@ -49,7 +49,7 @@ def load_state(work_dir: Path, runner, probe, identity: dict) -> dict | None:
         raise UserError(
             f"{path} cannot be resumed: {difference}; start afresh in another --work-dir, or restore the setting."
         )
-    probe.heads.load_state_dict(state["heads"])
+    probe.load_trained(state["trained"])
     runner.optim_wrapper.load_state_dict(state["optimizers"])
     for name, items in runner.param_schedulers.items():
         for schedule, saved in zip(items, state["schedules"][name], strict=True):

@@ -13,7 +13,7 @@ from torch import nn
 from siglip2_dense import head_file, records
 from siglip2_dense.data.loading import test_loader
 from siglip2_dense.engine import distributed
-from siglip2_dense.engine.configs import check_keys
+from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, MODELS, build
 
@@ -25,6 +25,7 @@ class Run:
 
     def __init__(self, config: Config, command: str = ""):
         check_keys(config)
+        check_trains(config)
         distributed.start(config.get("launcher", "none"))
         self.config = config
         self.command = command
@@ -57,7 +58,7 @@ class Run:
     def save_head(self, name: str, step: int, metrics: dict, rates: dict) -> None:
         """rates: the highest learning rate of each head so far."""
         content = head_file.HeadFile(
-            tensors=self.probe.heads.state_dict(),
+            tensors=self.probe.trained_state(),
             encoder=self.probe.facts,
             encoder_config=self.config.model.encoder.to_dict(),
             heads=self.heads,
@@ -89,7 +90,7 @@ def build_probe(config: Config, data) -> nn.Module:
     Raises UserError when its classes are others, or the data have not what a head learns.
     """
     model, classes = config.model.to_dict(), data.classes
-    for parts in model["heads"].values():
+    for parts in model.get("heads", {}).values():
         task = parts.get("task", {})
         if classes and task.get("type") == "Segmentation":
             task.setdefault("classes", list(classes))

@@ -22,6 +22,7 @@ from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, Run
 from siglip2_dense.errors import UserError
+from siglip2_dense.models.probe import ENCODER
 from siglip2_dense.registry import build, check_arguments
 
 
@@ -106,7 +107,7 @@ class KeepHeads(Hook):
 
     def _stop_if_spoilt(self, step: int) -> None:
         """Raise UserError, on all ranks or on none, when a loss or a weight is not finite."""
-        weights = [p.isfinite().all() for p in self.run.probe.heads.parameters()]
+        weights = [p.isfinite().all() for p in self.run.probe.parameters()]
         spoilt = (torch.as_tensor(self.spoilt, device=weights[0].device) | ~torch.stack(weights).all()).int()
         all_reduce(spoilt, "max")
         if not spoilt.item():
@@ -155,10 +156,15 @@ def train(run: Run, resume: bool = False) -> None:
     """
     config, loading = run.config, run.config.train_dataloader
     _prepare(run, resume)
-    optimizers = {name: _optimizer(run.probe.optim[name], head) for name, head in run.probe.heads.items()}
+    optimizers = _optimizers(run.probe)
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
     for schedule in schedules:
         check_arguments(PARAM_SCHEDULERS, schedule)
+        if "eta_max" in schedule and run.probe.trains_encoder:
+            raise UserError(
+                f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; give a "
+                "schedule that scales the rates, such as LinearLR and PolyLR."
+            )
     targets = tuple(task.target for task in run.probe.tasks.values())
     loader = train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed, targets)
     runner = Runner(
@@ -186,13 +192,24 @@ def train(run: Run, resume: bool = False) -> None:
         stop_workers(run.val_loader)
 
 
-def _optimizer(settings: dict, head: nn.Module) -> OptimWrapper:
-    """A head's own optimizer; ``clip_norm`` in its settings bounds the norm of the head's gradient."""
+def _optimizers(probe) -> dict[str, OptimWrapper]:
+    """One for each head, and one for what trains of the encoder."""
+    found = {name: _optimizer(probe.optim[name], head.parameters()) for name, head in probe.heads.items()}
+    if probe.trains_encoder:
+        settings = {**next(iter(probe.optim.values())), **probe.encoder_optim}
+        multiplier, decay = settings.pop("lr_mult", 1.0), settings.pop("layer_decay", 1.0)
+        settings["lr"] *= multiplier
+        found[ENCODER] = _optimizer(settings, probe.encoder.rate_groups(settings["lr"], decay))
+    return found
+
+
+def _optimizer(settings: dict, parameters) -> OptimWrapper:
+    """The optimizer of these parameters; ``clip_norm`` in its settings bounds the norm of their gradient."""
     settings = dict(settings)
     clip = settings.pop("clip_norm", None)
     if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
         raise UserError(f"clip_norm={clip!r}: give a number above 0.")
-    optimizer = build(OPTIMIZERS, settings, params=head.parameters())
+    optimizer = build(OPTIMIZERS, settings, params=parameters)
     return OptimWrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
 
 

@@ -1,5 +1,6 @@
-"""Encoders and heads composed into models that mmengine's runner trains."""
+"""Encoders and heads composed into models that mmengine's runner trains, or that need no training."""
 
 from siglip2_dense.models.probe import DenseProbe
+from siglip2_dense.models.zeroshot import ZeroShot
 
-__all__ = ["DenseProbe"]
+__all__ = ["DenseProbe", "ZeroShot"]

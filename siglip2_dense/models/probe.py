@@ -10,12 +10,13 @@ import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
-from siglip2_dense.contracts import Box, EncoderFacts, Features, Geometry, Sample, Size
+from siglip2_dense.contracts import Alignment, Box, EncoderFacts, Features, Geometry, Sample, Size
 from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.models.windows import window_boxes
 from siglip2_dense.registry import MODELS, TASKS, build
 
 WINDOWS_PER_PASS = 16
+ENCODER = "encoder"  # the name of its tensors and its optimizer beside those of the heads
 
 
 class ToDevice(BaseDataPreprocessor):
@@ -45,12 +46,17 @@ class DenseProbe(BaseModel):
             mirrored image.
         canvas: in training images are laid on this many pixels; by default the largest height and width of the batch.
         precision: "fp32", or "bf16": the heads run under autocast; what they give is float32 in any case.
+        encoder_optim: where the encoder trains too, how: ``dict(lr_mult=0.1)``, the settings of the first head's
+            optimizer with so much of its learning rate; ``layer_decay`` makes that smaller by a factor per block, and
+            any setting of an optimizer, ``clip_norm`` included, stands for the head's.
 
     Attributes:
         step: of the training under way, for losses that begin otherwise than they go on; the engine sets it.
+        aligned: how the maps in the text space are made that a model wants beside its heads' taps, or none.
     """
 
     step: int | None = None
+    aligned: Alignment | None = None
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class DenseProbe(BaseModel):
         inference: dict | None = None,
         canvas: Size | None = None,
         precision: str = "fp32",
+        encoder_optim: dict | None = None,
     ):
         super().__init__(data_preprocessor=ToDevice())
         if precision not in ("fp32", "bf16"):
@@ -77,6 +84,8 @@ class DenseProbe(BaseModel):
         self.tasks: dict[str, object] = {}
         self.heads = nn.ModuleDict()
         for name, parts in heads.items():
+            if name == ENCODER:
+                raise UserError(f"heads.{ENCODER}: a head cannot have the encoder's name; call it something else.")
             for key in parts:
                 if key not in ("head", "task", "optim"):
                     raise UserError(f"heads.{name} has no part {key!r}: {nearest(key, ('head', 'task', 'optim'))}")
@@ -90,12 +99,53 @@ class DenseProbe(BaseModel):
             self.optim[name] = dict(parts.get("optim", {}))
         self.taps = tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
         self.pooled = any(head.pooled != "none" for head in self.heads.values())
+        self.encoder_optim = self._checked_encoder_optim(encoder_optim)
+        if self.trains_encoder:
+            self.encoder.keep_reached(self.taps, self.pooled)
+
+    @property
+    def trains_encoder(self) -> bool:
+        return self.encoder is not None and self.encoder.trains
+
+    @property
+    def trainable(self) -> str | int | list[str]:
+        """What trains of the encoder, as its config says it."""
+        return "none" if self.encoder is None else self.encoder.trainable
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All that training changes: the heads by their names, and what trains of the encoder as "encoder.…"."""
+        state = dict(self.heads.state_dict())
+        if self.trains_encoder:
+            state |= {f"{ENCODER}.{name}": tensor for name, tensor in self.encoder.trained.state_dict().items()}
+        return state
+
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``trained_state``, whole."""
+        own = f"{ENCODER}."
+        self.heads.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(own)})
+        if self.trains_encoder:
+            self.encoder.trained.load(
+                {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
+            )
+
+    def _checked_encoder_optim(self, settings: dict | None) -> dict | None:
+        if settings is None and self.trains_encoder:
+            raise UserError(
+                f"trainable={self.trainable!r}: say how the encoder trains, model.encoder_optim=dict(lr_mult=0.1)."
+            )
+        if settings is not None and not self.trains_encoder:
+            raise UserError("encoder_optim is given, but nothing of the encoder trains; set model.encoder.trainable.")
+        for key, most in (("lr_mult", float("inf")), ("layer_decay", 1)) if settings else ():
+            value = settings.get(key, 1.0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+                raise UserError(f"encoder_optim: {key}={value!r}; give a number above 0{', at most 1' * (most == 1)}.")
+        return settings
 
     def features(self, images: Sequence[Tensor] | Features, canvas: Size | None = None) -> Features:
         """Features for the union of the heads' taps, in one pass."""
         if isinstance(images, Features):
             return images
-        return self.encoder.features(images, self.taps, canvas, self.pooled)
+        return self.encoder.features(images, self.taps, canvas, self.pooled, self.aligned)
 
     def forward(self, inputs, data_samples: list[Sample] | None = None, mode: str = "tensor"):
         """inputs: a list of images (3, H, W), or Features.
@@ -157,7 +207,10 @@ class DenseProbe(BaseModel):
         raw = self.raw(features)
         found = []
         for i, (seen, (_, place)) in enumerate(zip(features.geometry, chunk, strict=True)):
-            (top, left, height, width), maps = seen.box, {name: values[i] for name, values in raw.items()}
+            size, maps = place.window[2:], {name: values[i] for name, values in raw.items()}
+            if seen.scaled:  # windows of one size have the same cells and fill the grid
+                seen = replace(seen, padded=size, box=(0, 0, *size), scaled=False)
+            top, left, height, width = seen.box
             if mirrored:  # an odd padding is not the same on both sides
                 left = seen.padded[1] - left - width
                 maps = {name: turned_back(values, self.tasks[name].mirrored) for name, values in maps.items()}

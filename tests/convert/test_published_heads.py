@@ -493,7 +493,7 @@ def test_a_probe_takes_the_file(tmp_path):
     described = content.heads["segmentation"]
     parts = {key: described[key] for key in ("head", "task", "optim")}
     probe = DenseProbe(heads={"segmentation": parts}, encoder=content.encoder_config).eval()
-    head_file.load_into(probe.heads, content.heads, probe.facts, content, "head.safetensors")
+    head_file.load_into(probe, content.heads, content, "head.safetensors")
     image = torch.randint(0, 256, (3, 30, 45), dtype=torch.uint8)
     (found,) = probe.predict([image])
     assert found["segmentation"].shape == (30, 45)

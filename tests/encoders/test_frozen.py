@@ -257,8 +257,8 @@ def test_compiled_equals_plain():
 def test_an_encoder_of_fixed_size_says_so():
     with pytest.raises(UserError, match="cannot take images of 224x224"):
         FrozenEncoder("test_vit_relpos", weights="random").features(images(1, 3, 224, 224))
-    with pytest.raises(UserError, match="NaFlex"):
-        FrozenEncoder("naflexvit_base_patch16_siglip", weights="random")
+    with pytest.raises(UserError, match="sequence_length=256: test_vit is no NaFlex encoder"):
+        FrozenEncoder("test_vit", weights="random", sequence_length=256)
     with pytest.raises(UserError, match="precision='int8'"):
         FrozenEncoder("test_vit", weights="random", precision="int8")
     with pytest.raises(UserError, match="model_args"):

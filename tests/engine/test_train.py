@@ -149,7 +149,7 @@ def test_the_encoder_is_the_same_after_training_and_never_in_a_file(tiny, tmp_pa
         tensors = load_file(tmp_path / "r" / name)
         assert tensors and all(key.startswith("segmentation.") for key in tensors)
     state = torch.load(tmp_path / "r" / "resume.pt", weights_only=True)
-    assert set(state["heads"]) == set(tensors)
+    assert set(state["trained"]) == set(tensors)
 
 
 def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(tiny, tmp_path):
