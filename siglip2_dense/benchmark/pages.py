@@ -19,6 +19,9 @@ PAGES = {
 }
 
 
+OPTIONS = {"encoder": "--all-families "}
+
+
 def page(title: str, lead: str, names: tuple[str, ...], figures: Path) -> str:
     """Markdown of one page; a benchmark without figures is named as not yet measured."""
     lines = [f"# {title}", "", f"{lead} Written by `make docs` from `docs/figures/`; nothing here is typed."]
@@ -30,7 +33,7 @@ def page(title: str, lead: str, names: tuple[str, ...], figures: Path) -> str:
             "",
             what,
             "",
-            f"`python tools/benchmark.py {name} --json docs/figures/{name}.json`",
+            f"`python tools/benchmark.py {name} {OPTIONS.get(name, '')}--json docs/figures/{name}.json`",
             "",
         ]
         path = figures / f"{name}.json"

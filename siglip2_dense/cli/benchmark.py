@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from siglip2_dense.errors import UserError
+
 NAMES = ("camvid", "encoder", "evaluate", "heads", "kitchen")
 WITH_PICTURES = ("kitchen",)  # they leave pictures in the folder FILE without its .json
 
@@ -13,14 +15,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--quick", action="store_true", help="the same ratios on less work, within a minute")
+    parser.add_argument("--all-families", action="store_true", help="encoder: also one of each family of the catalogue")
     parser.add_argument("--json", metavar="FILE", help="also write the figures and the machine they are from")
     arguments = parser.parse_args(argv)
+    if arguments.all_families and arguments.name != "encoder":
+        raise UserError("--all-families is for the benchmark 'encoder' alone; leave it out.")
 
     from importlib import import_module
 
     from siglip2_dense.benchmark import measure
 
-    more = ()
+    more = (True,) if arguments.all_families else ()
     if arguments.json and arguments.name in WITH_PICTURES:
         more = (Path(arguments.json).with_suffix(""),)
     figures = import_module(f"siglip2_dense.benchmark.{arguments.name}").run(arguments.quick, *more)
