@@ -90,7 +90,7 @@ def _family(entry: Entry, rounds: int) -> list[dict]:
     if encoder.facts.sequence_length:
         cut = (images, encoder.patch_size, encoder.facts.sequence_length, encoder.mean, encoder.std)
         packed = naflex.pack(*cut)
-        bare = {"patches": packed.patches, "patch_coord": packed.coordinates, "patch_valid": packed.valid}
+        bare = {"patches": packed.patches, "patch_coord": packed.coordinates}
         packing = milliseconds(interleave({"pack": lambda: naflex.pack(*cut)}, rounds=9))
         detail = f"; resizing and cutting, which the bare model does not do: {packing}"
     else:
@@ -185,7 +185,7 @@ def _steps(name: str) -> list[dict]:
 @torch.no_grad()
 def _bare(tower: nn.Module, pixels: torch.Tensor | dict) -> torch.Tensor | dict:
     """What timm itself needs: normalised pixels to final tokens, at the size that it was built for or a free one."""
-    return tower.forward_features(pixels)
+    return tower.forward_features(**pixels) if isinstance(pixels, dict) else tower.forward_features(pixels)
 
 
 def _interval(values: list[float]) -> tuple[float, float]:

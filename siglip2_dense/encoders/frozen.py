@@ -248,7 +248,7 @@ class FrozenEncoder(nn.Module):
                 del self.trained._parameters[name]
 
     def rate_groups(self, lr: float, layer_decay: float) -> list[dict]:
-        """What trains, in groups for an optimizer: ``lr`` after the last block, ``layer_decay`` times that per block."""
+        """What trains, in groups for an optimizer: ``lr`` after the last block, ``layer_decay`` times that a block."""
         at, groups = layers(self.tower), {}
         for name, parameter in self.trained.named_parameters():
             groups.setdefault(self.num_blocks + 1 - at[name], []).append(parameter)
