@@ -233,7 +233,9 @@ class FrozenEncoder(nn.Module):
         """Of what trains keep only what these outputs depend on: DDP waits for the gradient of every parameter."""
         if not self.trains:
             return
-        blank = self.mean.new_zeros(1, 3, self.facts.multiple, self.facts.multiple)
+        fixed = getattr(getattr(self.tower, "patch_embed", None), "strict_img_size", False)
+        size = self.tower.patch_embed.img_size if fixed else (self.facts.multiple,) * 2
+        blank = self.mean.new_zeros(1, 3, *size)
         with torch.enable_grad():
             seen = self.features(blank, taps, pooled=pooled, aligned=aligned)
         outputs = [*seen.maps.values(), seen.pooled if pooled else None, seen.aligned]
@@ -333,7 +335,8 @@ class FrozenEncoder(nn.Module):
         if self.facts.pooled == "class":
             tokens = final[:, 0]
             # timm has already applied its ``norm``; where that is the identity the real one stands behind the pooling
-            return (tokens if self._final_norm is self.tower.norm else self._final_norm(tokens)).float()
+            behind = self._final_norm is not None and self._final_norm is not self.tower.norm
+            return (self._final_norm(tokens) if behind else tokens).float()
         return self.tower.forward_head(final, pre_logits=True).float()
 
     @contextmanager

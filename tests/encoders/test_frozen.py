@@ -59,6 +59,15 @@ def test_equals_the_bare_timm_model(name):
         assert (features.pooled - pooled).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["cradiov3-base-16-512", "pespatial-tiny-16-512"])
+def test_the_class_token_of_a_tower_without_a_final_norm(name):
+    encoder = FrozenEncoder(name, weights="random", model_args=dict(depth=2, embed_dim=64, num_heads=2))
+    assert not encoder.facts.final_norm and encoder.facts.pooled == "class"
+    (tap,) = encoder.taps
+    features = encoder.features(images(1, 3, 48, 80), pooled=True)
+    assert torch.equal(features.pooled, features.prefix[tap][:, 0])
+
+
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext", "tf_efficientnet_lite0"])
 def test_convolutional_maps_at_their_strides(name):
     encoder = FrozenEncoder(name, weights="random", layers="even4")

@@ -77,6 +77,9 @@ def test_what_the_heads_do_not_read_does_not_train():
     pooling = build("all", "test_vit3")
     pooling.keep_reached((Tap(4, False),), pooled=True)
     assert "trained.attn_pool.latent" in names(pooling)
+    fixed = build(1, "test_vit_relpos")  # which takes images of its own size only
+    fixed.keep_reached(fixed.taps, pooled=True)
+    assert any("blocks.8" in name for name in names(fixed))
     with pytest.raises(UserError, match="nothing that would train"):
         build(1).keep_reached((Tap(2, False),), pooled=False)
 
