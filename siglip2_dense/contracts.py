@@ -197,4 +197,7 @@ class EncoderFacts:
 
     @classmethod
     def from_dict(cls, values: dict) -> EncoderFacts:
+        """Raises UserError for facts that this version does not know."""
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise UserError(f"the file says {', '.join(unknown)} of its encoder, which a newer version wrote; update.")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

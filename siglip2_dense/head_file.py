@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from siglip2_dense.contracts import EncoderFacts
+from siglip2_dense.encoders.trainable import normalised
 from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import atomic, load_tensors
 from siglip2_dense.registry import MODELS
@@ -85,7 +86,7 @@ def load_into(probe, described: dict, content: HeadFile, path: str | Path) -> No
                   for side in (content.heads, json.loads(json.dumps(described))))  # fmt: skip
     if difference := first_difference(saved, now, "heads", "in the file"):
         raise UserError(f"{path} does not fit the config: {difference}; use the config it was trained with.")
-    then, now = (kept.get("trainable", "none") for kept in (content.encoder_config, {"trainable": probe.trainable}))
+    then, now = normalised(content.encoder_config.get("trainable", "none")), probe.trainable
     if then != now:
         raise UserError(f"{path} was trained with model.encoder.trainable={then!r}, the config has {now!r}; set that.")
     wanted = probe.trained_state()

@@ -76,6 +76,8 @@ def load_config(arguments: argparse.Namespace):
             encoder.name, encoder.weights = arguments.encoder, "hub"
             for key in ("model_args", "sequence_length"):  # they belong to the encoder that was there
                 encoder.pop(key, None)
+            for key in ("name", "weights", "tokenizer", "model_args"):
+                (config.model.get("text") or {}).pop(key, None)
         if arguments.weights:
             encoder.weights = arguments.weights
     options = {}

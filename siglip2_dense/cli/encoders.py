@@ -192,7 +192,7 @@ def _check(arguments: argparse.Namespace) -> None:
     ).to("cuda" if torch.cuda.is_available() else "cpu")
     facts, entry = encoder.facts, find(arguments.name)
     size = arguments.size or entry.resolution or encoder.tower.pretrained_cfg["input_size"][-1]
-    image = _image(arguments.image, size)
+    image = _image(arguments.image, size, encoder.fixed_size)
     taps = facts.taps("even4", norm=True)
     features = encoder.features([image.to(encoder.mean.device)], taps, pooled=True)
     maps = {tap.block: features.maps[tap][0].cpu() for tap in taps}
@@ -236,8 +236,10 @@ def _model_args(items: list[str]) -> dict:
     return found
 
 
-def _image(path: str | None, short: int):
-    """(3, H, W) uint8: the file, or a generated scene of 3 to 4, with a short side of ``short`` pixels."""
+def _image(path: str | None, short: int, fixed):
+    """(3, H, W) uint8: the file, or a generated scene of 3 to 4, with a short side of ``short`` pixels, or of the
+    ``fixed`` size where the encoder takes no other.
+    """
     import torch
 
     from siglip2_dense.data.reading import read_image
@@ -246,9 +248,10 @@ def _image(path: str | None, short: int):
     from siglip2_dense.resample import resize_image
 
     if path is None:
-        return render(0, (short, short * 4 // 3)).image
+        return render(0, fixed or (short, short * 4 // 3)).image
     pixels = read_image(path)
-    return torch.from_numpy(resize_image(pixels, fitted(pixels.shape[:2], short, None))).permute(2, 0, 1)
+    size = fixed or fitted(pixels.shape[:2], short, None)
+    return torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1)
 
 
 def _milliseconds(encoder, image) -> float:

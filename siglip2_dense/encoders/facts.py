@@ -54,7 +54,7 @@ def facts_of(entry: Entry, built: Built, sequence_length: int | None) -> Encoder
     pooled_width = getattr(tower, "head_hidden_size", None) or tower.num_features
     aligned = pooled_width if built.projection is None else built.projection.out_features
     # a file of the image tower alone lacks the projection
-    has_texts = entry.text and (built.projection is not None or entry.embed_dim == entry.width)
+    has_texts = entry.text and is_vit(tower) and (built.projection is not None or entry.embed_dim == entry.width)
     return EncoderFacts(
         name=entry.name,
         fingerprint=built.fingerprint,

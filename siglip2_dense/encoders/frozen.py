@@ -14,7 +14,7 @@ from siglip2_dense.encoders import naflex
 from siglip2_dense.encoders.aligned import aligned_map, blocks_of
 from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.encoders.facts import facts_of, final_norm, is_naflex, is_vit, table_prefix
-from siglip2_dense.encoders.trainable import Trainable, Trained, choose, layers
+from siglip2_dense.encoders.trainable import Trainable, Trained, choose, layers, normalised
 from siglip2_dense.encoders.weights import build_tower
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import MODELS
@@ -77,6 +77,10 @@ class FrozenEncoder(nn.Module):
             raise UserError(f"sequence_length={sequence_length}: {name} is no NaFlex encoder; leave it out.")
         elif sequence_length is not None and (not isinstance(sequence_length, int) or sequence_length < 1):
             raise UserError(f"sequence_length={sequence_length!r}: give the most patches of an image, such as 256.")
+        if compile and self._is_naflex:
+            raise UserError(
+                f"compile: {name} sees other shapes at every batch, and would compile for each; leave it out."
+            )
         # in a tuple: torch would register modules that are attributes
         self._held = (tower, final_norm(tower), built.projection)
         self._tables: OrderedDict[Size, nn.Parameter] = OrderedDict()
@@ -92,7 +96,7 @@ class FrozenEncoder(nn.Module):
             raise UserError("trainable: gradients of fp16 would need scaling; give precision='bf16' or 'fp32'.")
         if checkpointing and chosen:
             tower.set_grad_checkpointing(True)
-        self.trainable = trainable
+        self.trainable = normalised(trainable)
         self.trained = Trained(chosen) if chosen else None
         self._intermediates = tower.forward_intermediates
         if compile:
@@ -115,6 +119,12 @@ class FrozenEncoder(nn.Module):
     @property
     def trains(self) -> bool:
         return self.trained is not None
+
+    @property
+    def fixed_size(self) -> Size | None:
+        """Of images, where timm's model takes no other; none where any size will do."""
+        embedding = getattr(self.tower, "patch_embed", None)
+        return tuple(embedding.img_size) if getattr(embedding, "strict_img_size", False) else None
 
     @property
     def width(self) -> int:
@@ -182,8 +192,7 @@ class FrozenEncoder(nn.Module):
         aligned: also give a map in the text space, made this way.
         """
         taps = self.taps if taps is None else tuple(sorted(set(taps)))
-        if aligned is not None and self.facts.aligned_width is None:
-            raise UserError(f"{self.facts.name} has no text space (or its file no projection); name one that has.")
+        before = () if aligned is None else self.blocks_for(aligned)
         packed = None
         if self._is_naflex:
             packed = naflex.pack(images, self.patch_size, self.facts.sequence_length, self.mean, self.std)
@@ -196,7 +205,6 @@ class FrozenEncoder(nn.Module):
             torch.set_grad_enabled(self.trains and torch.is_grad_enabled()),
             torch.autocast(self.mean.device.type, dtype=dtype, enabled=dtype is not None),
         ):
-            before = blocks_of(self.tower, aligned) if aligned else ()
             blocks = sorted({*(tap.block for tap in taps), *before})
             if packed is not None:
                 tokens, final = naflex.run(self.tower, packed, blocks, pooled)
@@ -222,6 +230,15 @@ class FrozenEncoder(nn.Module):
             valid=None if packed is None else naflex.valid_cells(packed),
         )
 
+    def blocks_for(self, aligned: Alignment) -> tuple[int, ...]:
+        """The blocks that maps in the text space are made of. Raises UserError where they cannot be made this way."""
+        if self.facts.aligned_width is None:
+            raise UserError(
+                f"{self.facts.name} has no maps in a text space: it was trained without texts, or is a convolutional "
+                "network, or its file has no projection; name another encoder."
+            )
+        return blocks_of(self.tower, aligned)
+
     def dense_embed(self, images: Tensor | Sequence[Tensor], mode: str = "value", **how) -> Tensor:
         """Maps (B, E, h, w) float32 in the text space, of any length; ``how`` as in ``Alignment``.
 
@@ -230,12 +247,13 @@ class FrozenEncoder(nn.Module):
         return self.features(images, taps=(), aligned=Alignment(mode, **how)).aligned
 
     def keep_reached(self, taps: Sequence[Tap], pooled: bool, aligned: Alignment | None = None) -> None:
-        """Of what trains keep only what these outputs depend on: DDP waits for the gradient of every parameter."""
+        """Of what trains keep only what these outputs depend on: DDP waits for the gradient of every parameter.
+
+        DenseProbe calls it; in another framework's model do so before DDP.
+        """
         if not self.trains:
             return
-        fixed = getattr(getattr(self.tower, "patch_embed", None), "strict_img_size", False)
-        size = self.tower.patch_embed.img_size if fixed else (self.facts.multiple,) * 2
-        blank = self.mean.new_zeros(1, 3, *size)
+        blank = self.mean.new_zeros(1, 3, *(self.fixed_size or (self.facts.multiple,) * 2))
         with torch.enable_grad():
             seen = self.features(blank, taps, pooled=pooled, aligned=aligned)
         outputs = [*seen.maps.values(), seen.pooled if pooled else None, seen.aligned]

@@ -16,6 +16,8 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
+from siglip2_dense.errors import UserError
+
 State = dict[str, Tensor]
 
 # parts of names, replaced in this order
@@ -104,13 +106,16 @@ def to_timm(state: State, tower: nn.Module) -> State:
 
     state: names and tensors as a file has them. One that is in none of the layouts is given back as it is.
     tower: a timm model; its names decide where timm has two for one thing.
+    Raises UserError when there are several image towers, as a teacher and its student.
     """
     if all(name.startswith("module.") for name in state):  # saved from within torch's DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for mark, convert in LAYOUTS.items():
-        found = next(filter(None, map(re.compile(mark).fullmatch, state)), None)
-        if found:
-            prefix = found[1]
+        prefixes = sorted({found[1] for found in map(re.compile(mark).fullmatch, state) if found})
+        if len(prefixes) > 1:
+            listed = ", ".join(repr(prefix) for prefix in prefixes)
+            raise UserError(f"it holds several image towers, under {listed}; save the one that you want by itself.")
+        for prefix in prefixes:
             own = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
             own |= {"head" + name[name.rindex(".") :]: state[name] for name in PROJECTIONS if name in state}
             return convert(own, tower)
@@ -211,7 +216,7 @@ LAYOUTS = {  # a name that only this layout has, behind the prefix of the image 
     r"(.*\.|)embeddings\.patch_embedding\.weight": _from_transformers,
     r"(.*\.|)embeddings\.patch_embeddings\.projection\.weight": _from_transformers_dinov2,
     r"(.*\.|)mask_token": _from_dinov2,
-    r"((?:.*/)?img/)embedding/kernel": _from_big_vision,
+    r"((?:params/)?img/)embedding/kernel": _from_big_vision,
     r"()_conv_stem\.weight": _from_efficientnet_pytorch,
 }
 

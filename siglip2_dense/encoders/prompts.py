@@ -22,6 +22,7 @@ def templates_of(which: str | Sequence[str]) -> tuple[str, ...]:
     Sources: Radford et al. 2021, section 3.1.4, for "single"; Cho et al. 2024 (CAT-Seg) for "scene". Raises UserError
     for an unknown set, an empty list, and a template without ``{}``.
     """
+    which = str(which) if isinstance(which, int) else which  # on a command line "80" is a number
     if isinstance(which, str):
         if which not in SETS:
             raise UserError(
@@ -30,6 +31,8 @@ def templates_of(which: str | Sequence[str]) -> tuple[str, ...]:
             )
         short = {"single": "a photo of a {}.", "name": "{}", "scene": "A photo of a {} in the scene"}
         return (short[which],) if which in short else _of_open_clip(which)
+    if not isinstance(which, Sequence):
+        raise UserError(f"templates={which!r}: give a list of sentences with {{}}, or a set: {', '.join(SETS)}.")
     templates = tuple(which)
     if not templates:
         raise UserError("templates: the list is empty; give at least '{}', the bare name.")

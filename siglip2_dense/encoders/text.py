@@ -26,7 +26,7 @@ class TextEncoder(nn.Module):
 
     ``encode`` remembers every text on disk, under the tower, its tokenizer and the exact text. What it knows already
     needs neither the tower nor its weights: both are loaded when the first new text comes. ``forward`` is the tower
-    itself, for training parts of it; a tower that was changed must not ``encode``.
+    itself, for training parts of it; of a tower that was changed nothing is remembered.
 
     Like the image tower it is never in train mode, has no gradient unless parameters of ``tower`` are given one, and
     is held outside the module tree.
@@ -59,6 +59,7 @@ class TextEncoder(nn.Module):
     def _built(self) -> Built:
         built = build(self.plan, self._sources[0])
         built.tower.to(self._place)
+        self._version = _version(built.tower)
         if self.cache and self._origins[0]:
             text_cache.remember(self._origins[0], built.known())
         return built
@@ -74,6 +75,11 @@ class TextEncoder(nn.Module):
         """What is remembered of ``_built`` or ``_tokenizer``; it is loaded only where nothing is."""
         known = text_cache.recall(origin) if self.cache and origin and part not in vars(self) else None
         return known or getattr(self, part).known()
+
+    @property
+    def _changed(self) -> bool:
+        """Whether the tower is no more what its fingerprint says: what it gives is then neither stored nor recalled."""
+        return "_built" in vars(self) and _version(self.tower) != self._version
 
     @property
     def tower(self) -> nn.Module:
@@ -113,7 +119,9 @@ class TextEncoder(nn.Module):
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         if "_built" in vars(self):
+            changed = self._changed
             self.tower._apply(fn, recurse)
+            self._version = -1 if changed else _version(self.tower)
         return self
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -144,7 +152,7 @@ class TextEncoder(nn.Module):
     def _embed(self, texts: list[str]) -> Tensor:
         """Unit vectors (N, D) float32 of distinct texts, on the CPU; only those are computed that are not stored."""
         vectors = torch.empty(len(texts), self.width)
-        stores = self.cache and self._place.dtype == torch.float32
+        stores = self.cache and self._place.dtype == torch.float32 and not self._changed
         missing = text_cache.read(self._folder(), texts, vectors) if stores else list(range(len(texts)))
         if missing and stores and not {"_built", "_tokenizer"} <= vars(self).keys():
             self._built, self._tokenizer  # noqa: B018  the hub may have others by now than those remembered
@@ -165,3 +173,8 @@ class TextEncoder(nn.Module):
         """Where the embeddings of this tower, with this tokenizer, are stored."""
         about = self.plan.rules.about(self._known("_tokenizer", self._origins[1])["fingerprint"])
         return text_cache.folder(dict(tower=self.fingerprint, architecture=self.plan.architecture, **about))
+
+
+def _version(tower: nn.Module) -> int:
+    """What grows when a parameter is changed in place."""
+    return sum(parameter._version for parameter in tower.parameters())

@@ -45,11 +45,24 @@ class Trained(nn.Module):
         super().__init__()
         self._parameters.update(parameters)  # register_parameter refuses names with dots
 
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of ``state_dict``, whose own inverse takes names with dots for other modules'."""
-        for name, parameter in self._parameters.items():
-            parameter.copy_(state[name])
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        """torch's own takes names with dots for those of other modules."""
+        own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        missing += [prefix + name for name in self._parameters if name not in own]
+        unexpected += [prefix + name for name in own if name not in self._parameters]
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if name in own and own[name].shape != parameter.shape:
+                    errors.append(f"{prefix}{name} has shape {tuple(own[name].shape)}, not {tuple(parameter.shape)}")
+                elif name in own:
+                    parameter.copy_(own[name])
+
+
+def normalised(trainable: Trainable) -> Trainable:
+    """The same choice in one way of writing."""
+    if isinstance(trainable, (list, tuple)):
+        return sorted(set(trainable), key=PROJECTIONS.index)
+    return trainable
 
 
 def choose(tower: nn.Module, facts: EncoderFacts, trainable: Trainable) -> dict[str, nn.Parameter]:

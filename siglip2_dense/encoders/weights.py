@@ -210,15 +210,24 @@ def check_fit(tower: nn.Module, state: dict[str, Tensor]) -> None:
     """Raise UserError naming the first tensors that differ; a classifier in ``state`` does not matter."""
     wanted = tower.state_dict()
     state = {k: v for k, v in state.items() if k in wanted or not k.startswith(CLASSIFIERS)}
-    problems = [f"{k} is missing" for k in wanted if k not in state]
-    problems += [f"{k} is not part of the model" for k in state if k not in wanted]
+    kinds = [[f"{k} is missing" for k in wanted if k not in state]]
+    kinds += [[f"{k} is not part of the model" for k in state if k not in wanted]]
     shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    problems += [f"{k} has shape {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}" for k in shapes]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+    kinds += [[f"{k} has shape {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}" for k in shapes]]
+    kinds += [[
+        f"{k} is stored as {str(state[k].dtype).removeprefix('torch.')}, which is no weight to compute with"
+        for k in wanted
+        if k in state and wanted[k].is_floating_point() and (state[k].itemsize < 2 or not state[k].is_floating_point())
+    ]]  # fmt: skip
+    if problems := [problem for kind in kinds for problem in kind]:
+        shown = [kind[0] for kind in kinds if kind][:3]
+        shown += [problem for problem in problems if problem not in shown][: 3 - len(shown)]
+        more = f", and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         alone = shapes == ["pos_embed"] and len(problems) == 1 and hasattr(tower, "num_prefix_tokens")
-        resolution = _resolution(tower, state["pos_embed"]) if alone else ""
-        raise UserError(f"{'; '.join(problems[:3])}{more}.{resolution}")
+        advice = _resolution(tower, state["pos_embed"]) if alone else ""
+        if any(k.endswith("token_embedding.weight") for k in state):
+            advice = " It looks like a text tower."
+        raise UserError(f"{'; '.join(shown)}{more}.{advice}")
 
 
 def _resolution(tower: nn.Module, table: Tensor) -> str:

@@ -127,6 +127,8 @@ def test(config: Config, path: str | None, out: str | None = None, command: str 
     check_keys(config)
     distributed.start(config.get("launcher", "none"))
     started = time.time()
+    if path and "heads" not in config.model:
+        raise UserError(f"{config.model.type} has nothing to train; leave out the head file {path}.")
     content = head_file.read(path) if path else None
     loading = config.get("test_dataloader") or config.get("val_dataloader")
     if not loading or "dataset" not in loading:

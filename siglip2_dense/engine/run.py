@@ -47,6 +47,8 @@ class Run:
         self.protocol = records.protocol(
             config.to_dict(), self.heads, records.describe_data(self.train_data), get_world_size(), on_gpus
         )
+        if self.probe.facts.sequence_length:  # that of training: a head may be tested at another
+            self.protocol["sequence_length"] = self.probe.facts.sequence_length
         self.encoder = records.describe_encoder(self.probe)
         self.identity = {
             "protocol": self.protocol,

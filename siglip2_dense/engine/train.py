@@ -165,6 +165,11 @@ def train(run: Run, resume: bool = False) -> None:
                 f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; give a "
                 "schedule that scales the rates, such as LinearLR and PolyLR."
             )
+        if schedule.get("eta_min") and run.probe.trains_encoder:
+            raise UserError(
+                f"param_scheduler: {schedule['type']} takes every learning rate to eta_min={schedule['eta_min']}, the "
+                "encoder's smaller ones too; give eta_min_ratio."
+            )
     targets = tuple(task.target for task in run.probe.tasks.values())
     loader = train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed, targets)
     runner = Runner(
@@ -198,6 +203,8 @@ def _optimizers(probe) -> dict[str, OptimWrapper]:
     if probe.trains_encoder:
         settings = {**next(iter(probe.optim.values())), **probe.encoder_optim}
         multiplier, decay = settings.pop("lr_mult", 1.0), settings.pop("layer_decay", 1.0)
+        if "lr" not in settings:
+            raise UserError("encoder_optim: no learning rate is given; give lr, here or in the first head's optim.")
         settings["lr"] *= multiplier
         found[ENCODER] = _optimizer(settings, probe.encoder.rate_groups(settings["lr"], decay))
     return found

@@ -124,7 +124,7 @@ class DenseProbe(BaseModel):
         own = f"{ENCODER}."
         self.heads.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(own)})
         if self.trains_encoder:
-            self.encoder.trained.load(
+            self.encoder.trained.load_state_dict(
                 {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
             )
 

@@ -76,11 +76,14 @@ class ZeroShot(DenseProbe):
         alignment: dict | None = None,
         inference: dict | None = None,
     ):
+        if isinstance(encoder, dict) and encoder.get("trainable", "none") != "none":
+            raise UserError("ZeroShot: nothing trains here; leave model.encoder.trainable out.")
         task = dict(type="ZeroShotSegmentation", classes=classes, queries=queries)
         task["background_threshold"] = background_threshold
         head = dict(type="TextSimilarity", scale=scale)
         super().__init__({HEAD: dict(head=head, task=task)}, encoder, inference=inference)
         self.aligned = _alignment(alignment or {})
+        self.encoder.blocks_for(self.aligned)  # what cannot be made is said before the texts, which take long
         settings = _text_settings(encoder, text or {})
         text_encoder = build(MODELS, settings).to(get_device())  # used once, and not kept
         if text_encoder.width != self.facts.aligned_width:
@@ -118,6 +121,13 @@ def _alignment(settings: dict) -> Alignment:
 def _text_settings(encoder: dict | nn.Module, text: dict) -> dict:
     """Config of a text encoder, by default of the one that belongs to the image encoder."""
     own = {}
+    if not isinstance(text, Mapping):
+        raise UserError(f"text={text!r}: give settings of the text encoder, dict(weights=..., tokenizer=...).")
+    if isinstance(encoder, dict) and text.get("name", encoder["name"]) != encoder["name"]:
+        raise UserError(
+            f"text: the tower of {text['name']} was not trained with {encoder['name']}, so that their cosines mean "
+            "nothing; leave the name out."
+        )
     if isinstance(encoder, dict):
         own = dict(type="TextEncoder", name=encoder["name"], weights=encoder.get("weights", "hub"))
     elif "type" not in text:

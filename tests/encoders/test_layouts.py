@@ -15,6 +15,7 @@ from siglip2_dense.contracts import Tap
 from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.encoders.layouts import to_timm
 from siglip2_dense.encoders.weights import build_tower, create
+from siglip2_dense.errors import UserError
 
 TOLERANCE = 1e-4
 DEPTH, WIDTH, HEADS, HIDDEN, TEXT = 3, 64, 2, 96, 32
@@ -391,3 +392,16 @@ def test_what_a_layout_does_not_explain_keeps_its_name():
     converted = to_timm(state, tower)
     assert set(converted) == {"patch_embed.proj.weight", "blocks.0.attn.q.weight", "new.weight"}
     assert to_timm({"conv.weight": one}, tower) == {"conv.weight": one}
+
+
+def test_of_several_image_towers_none_is_guessed(tmp_path):
+    """A training file may hold an optimizer's moments, or a teacher, in the same form as the weights."""
+    tower = create(find("test_vit"))
+    one = {"ln_post.weight": torch.zeros(3)}
+    both = {f"{whose}.{name}": value for whose in ("student", "teacher") for name, value in one.items()}
+    with pytest.raises(UserError, match=r"several image towers, under 'student\.', 'teacher\.'"):
+        to_timm(both, tower)
+    own, moment = "params/img/embedding/kernel", "opt/0/mu/img/embedding/kernel"
+    for names in ((own, moment), (moment, own)):
+        state = {name: torch.full((4, 4, 3, 2), float(name == own)) for name in names}
+        assert to_timm(state, tower)["patch_embed.proj.weight"].mean() == 1

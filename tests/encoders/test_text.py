@@ -79,6 +79,7 @@ def test_names_and_templates():
     assert templates_of("single") == ("a photo of a {}.",)
     assert templates_of("name") == ("{}",)
     assert templates_of("scene") == ("A photo of a {} in the scene",)
+    assert templates_of(80) == templates_of("80")  # as a command line gives it
     assert len(templates_of("80")) == 80 and len(templates_of("7-best")) == 7
     assert [t.replace("{}", "cat") for t in templates_of("7-best")] == [
         f("cat") for f in open_clip.SIMPLE_IMAGENET_TEMPLATES
@@ -352,3 +353,14 @@ def test_bad_arguments(cached, changes, message):
 def test_clip_needs_no_tokenizer(cached):
     with pytest.raises(UserError, match="the vocabulary that open_clip ships; leave it out"):
         TextEncoder("clip-base-16-224", weights="random", tokenizer=str(cached.folder), model_args=TINY)
+
+
+def test_a_tower_that_was_changed_is_not_remembered(cached):
+    one, other = cached(), cached()
+    before = one.encode(["a zebra"])
+    with torch.no_grad():
+        one.tower.text_projection.weight.add_(torch.randn(24, 32))
+    changed = one.double().float().encode(["a zebra", "a horse"])
+    assert not torch.allclose(changed[0], before[0], atol=1e-3)
+    assert torch.equal(other.encode(["a zebra"]), before)
+    assert torch.allclose(other.encode(["a horse"]), cached(cache=False).encode(["a horse"]), atol=1e-5)

@@ -98,6 +98,8 @@ def test_two_ranks_wait_for_no_gradient_that_never_comes(tiny, tool, tmp_path):
         (TUNED.replace("0.5", "1.5"), "layer_decay=1.5; give a number above 0, at most 1"),
         (TUNED.replace("layer_decay", "layr_decay"), "layr_decay"),
         (TUNED + 'param_scheduler = [dict(type="OneCycleLR", eta_max=1.0, total_steps=12)]', "eta_max"),
+        (TUNED + 'param_scheduler = [dict(type="CosineAnnealingLR", eta_min=1e-4, T_max=12)]', "eta_min_ratio"),
+        (TUNED + 'del model["heads"]["segmentation"]["optim"]["lr"]', "no learning rate"),
         (TUNED + 'model["heads"]["encoder"] = model["heads"].pop("segmentation")', "heads.encoder"),
     ],
 )

@@ -42,6 +42,10 @@ class ColourEncoder(nn.Module):
         )  # fmt: skip
         self.asked = []
 
+    def blocks_for(self, aligned):
+        if aligned.mode == "qkv" and aligned.mlp:
+            raise UserError("not this way")
+
     def features(self, images, taps=None, canvas=None, pooled=False, aligned=None):
         self.asked.append((taps, canvas, pooled, aligned, len(images)))
         pixels = torch.stack(list(images)).float()
@@ -148,6 +152,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence():
         colours(encoder=ColourEncoder(width=None))
     with pytest.raises(UserError, match=r"text=dict\(type"):
         colours(text=None)
+    with pytest.raises(UserError, match="not this way"):
+        colours(alignment=dict(mode="qkv", mlp=True))
+    with pytest.raises(UserError, match="nothing trains here"):
+        colours(encoder=dict(type="FrozenEncoder", name="clip-base-16-224", trainable="all"))
+    tiny = dict(type="FrozenEncoder", name="clip-base-16-224", weights="random", model_args=dict(depth=2))
+    with pytest.raises(UserError, match="clip-base-32-224 was not trained with clip-base-16-224"):
+        colours(encoder=tiny, text=dict(name="clip-base-32-224"))
+    with pytest.raises(UserError, match="text='clip'"):
+        colours(encoder=tiny, text="clip")
     for scale in (0, -1, "large", True):
         with pytest.raises(UserError, match="above 0"):
             colours(scale=scale)
@@ -194,3 +207,27 @@ def test_the_text_encoder_is_by_default_the_encoders_own():
     assert torch.equal(model.heads["segmentation"].text, own.encode(["cat", "dog"], ["a photo of a {}."]).cpu())
     assert [model.texts[key] for key in ("type", "name", "weights")] == ["TextEncoder", name, "random:1"]
     assert model.texts["fingerprint"] == own.fingerprint
+
+
+def test_a_head_file_is_refused_where_nothing_trains():
+    from mmengine.config import Config
+
+    from siglip2_dense.engine.evaluate import test
+
+    config = Config(dict(seed=0, model=dict(type="ZeroShot"), test_dataloader=dict(dataset=dict(type="ADE20K"))))
+    with pytest.raises(UserError, match=r"ZeroShot has nothing to train; leave out the head file head\.safetensors"):
+        test(config, "head.safetensors")
+
+
+def test_swapping_the_encoder_swaps_its_texts(tmp_path):
+    from argparse import Namespace
+
+    from siglip2_dense.cli.common import load_config
+    from siglip2_dense.engine.configs import find_config
+
+    ours = find_config("zeroshot_voc20")
+    text = ours.read_text().replace("_base_/runtime.py", str(ours.parent / "_base_" / "runtime.py"))
+    (tmp_path / "own.py").write_text(f"{text}\nmodel['text'] = dict(name='clip-base-16-224', cache=False)\n")
+    common = dict(config=str(tmp_path / "own.py"), weights=None, work_dir=None, launcher="none", cfg_options=[])
+    assert load_config(Namespace(encoder=None, **common)).model.text == dict(name="clip-base-16-224", cache=False)
+    assert load_config(Namespace(encoder="clip-base-32-224", **common)).model.text == dict(cache=False)
