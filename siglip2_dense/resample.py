@@ -7,6 +7,8 @@ blended, and scores not in half precision.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -92,22 +94,50 @@ def cut_cells(maps: Tensor, padded: Size, box: Box) -> Tensor:
     return maps
 
 
+@lru_cache(maxsize=64)
+def bilinear_corners(cells: int, pixels: int) -> tuple[Tensor, Tensor]:
+    """What ``resize_logits`` reads along one axis: (low, fraction) of ``pixels`` values taken from ``cells`` ones.
+
+    Pixel i is (1 - fraction[i]) x[low[i]] + fraction[i] x[low[i] + 1], of the last cell x[low[i]] alone, where the
+    fraction is 0. low: int64; fraction: float64. They are shared by all callers, like what the next two functions give.
+    """
+    centre = (torch.arange(pixels, dtype=torch.float64) + 0.5) * (cells / pixels) - 0.5
+    centre = centre.clamp(0, cells - 1)
+    low = centre.floor()
+    return low.long(), centre - low
+
+
+@lru_cache(maxsize=64)
+def bilinear_runs(cells: int, pixels: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The pixels along one axis, by the two cells between whose centres they lie: ``cells + 1`` runs.
+
+    Pixel i of run c is (1 - f) x[c - 1] + f x[c] with f = first[c] + i step, where the cells beside the outermost ones
+    have their values. Returns the run of each pixel (pixels,); the pixels of each run (S, runs), of which the longest
+    has S, with the number ``pixels`` where a run has ended; ``first`` (runs,) float64; ``step``.
+    """
+    step = cells / pixels
+    centre = (torch.arange(pixels, dtype=torch.float64) + 0.5) * step - 0.5
+    run = centre.floor().long() + 1
+    length = torch.bincount(run, minlength=cells + 1)
+    begin = length.cumsum(0) - length
+    within = torch.arange(int(length.max()))[:, None]
+    members = torch.where(within < length, begin + within, pixels)
+    first = torch.where(length > 0, centre[begin.clamp(max=pixels - 1)] - torch.arange(-1, cells), 0)
+    return run, members, first, step
+
+
+@lru_cache(maxsize=64)
 def bilinear_weights(cells: int, pixels: int, start: int = 0, stop: int | None = None) -> Tensor:
     """(stop - start, cells) float32: the rows of the matrix that takes ``cells`` values to ``pixels`` ones.
 
     ``bilinear_weights(h, H) @ x`` is what ``resize_logits`` does along one axis. A slice of its rows is how scores are
     brought to an image that fills only a part of the padded canvas, without building the rest.
     """
-    stop = pixels if stop is None else stop
-    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (cells / pixels) - 0.5
-    centre = centre.clamp(0, cells - 1)
-    low = centre.floor().long()
-    high = (low + 1).clamp(max=cells - 1)
-    fraction = centre - low
-    weights = torch.zeros(stop - start, cells, dtype=torch.float64)
-    rows = torch.arange(stop - start)
+    low, fraction = (values[start:stop] for values in bilinear_corners(cells, pixels))
+    weights = torch.zeros(len(low), cells, dtype=torch.float64)
+    rows = torch.arange(len(low))
     weights[rows, low] += 1 - fraction
-    weights[rows, high] += fraction
+    weights[rows, (low + 1).clamp(max=cells - 1)] += fraction
     return weights.float()
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
 from siglip2_dense.resample import (
+    bilinear_corners,
+    bilinear_runs,
     bilinear_weights,
     resize_features,
     resize_image,
@@ -24,6 +26,27 @@ def test_weights_along_one_axis_are_those_of_interpolate(cells, pixels):
     assert torch.allclose(weights @ values[0, 0, :, 0], expected, atol=1e-5)
     assert torch.allclose(weights.sum(1), torch.ones(pixels), atol=1e-6)
     assert torch.equal(bilinear_weights(cells, pixels, 1, pixels - 1), weights[1 : pixels - 1])
+
+
+@pytest.mark.parametrize(("cells", "pixels"), [(1, 5), (7, 3), (37, 518), (24, 336), (31, 500), (8, 8), (9, 1)])
+def test_corners_and_runs_are_other_ways_to_say_the_same(cells, pixels):
+    values = torch.randn(cells, dtype=torch.float64)
+    expected = F.interpolate(values[None, None], size=pixels, mode="linear", align_corners=False)[0, 0]
+    low, fraction = bilinear_corners(cells, pixels)
+    beside = F.pad(values, (0, 1))
+    assert torch.allclose(beside[low] + fraction * (beside[low + 1] - beside[low]), expected, atol=1e-9)
+
+    run, members, first, step = bilinear_runs(cells, pixels)
+    assert members.shape == (int(run.bincount().max()), cells + 1) and first.shape == (cells + 1,)
+    assert first.min() >= 0 and first.max() < 1
+    around, found = torch.cat([values[:1], values, values[-1:]]), torch.full((pixels + 1,), torch.nan).double()
+    for i, row in enumerate(members):
+        f = first + i * step
+        found[row] = (1 - f) * around[:-1] + f * around[1:]
+    assert torch.allclose(found[:pixels], expected, atol=1e-9)
+    inside = members < pixels
+    assert members[inside].sort()[0].tolist() == list(range(pixels))  # each once
+    assert torch.equal(run[members[inside]], torch.arange(cells + 1).expand_as(members)[inside])
 
 
 def test_logits_are_float32_and_half_pixel_centred():

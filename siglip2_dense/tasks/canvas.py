@@ -23,16 +23,27 @@ def maps_on_canvas(maps: Tensor, geometry: Sequence[Geometry], resize: Callable[
 
     resize: (B, K, h, w) and a size to (B, any K, *size).
     """
+    groups = cells_on_canvas(maps, geometry)
+    if len(groups) == 1:
+        return resize(*groups[0][1:])
+    (height, width), _ = _places(geometry)
+    laid = [F.pad(resize(cells, size), (0, width - size[1], 0, height - size[0])) for _, cells, size in groups]
+    return torch.cat(laid)
+
+
+def cells_on_canvas(maps: Tensor, geometry: Sequence[Geometry]) -> list[tuple[slice, Tensor, Size]]:
+    """The images that can be brought to pixels together: which they are, their cells (b, K, h, w), and the size that
+    these cover, from the first corner of the canvas.
+    """
     if not geometry[0].scaled:
-        return resize(maps, geometry[0].padded)
+        return [(slice(None), maps, geometry[0].padded)]
     size, boxes = _places(geometry)
     if len({place.box for place in geometry}) == len(set(boxes)) == 1:
-        return resize(cut_cells(maps, geometry[0].padded, geometry[0].box), size)
-    laid = []
-    for own, place, (*_, height, width) in zip(maps.split(1), geometry, boxes, strict=True):
-        pixels = resize(cut_cells(own, place.padded, place.box), (height, width))
-        laid.append(F.pad(pixels, (0, size[1] - width, 0, size[0] - height)))
-    return torch.cat(laid)
+        return [(slice(None), cut_cells(maps, geometry[0].padded, geometry[0].box), size)]
+    return [
+        (slice(number, number + 1), cut_cells(maps[number : number + 1], place.padded, place.box), place.resized)
+        for number, place in enumerate(geometry)
+    ]
 
 
 def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometry], none: float) -> Tensor:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from siglip2_dense.contracts import IGNORE, Geometry, Sample
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
-from siglip2_dense.losses.segmentation import cross_entropy
+from siglip2_dense.losses.sampled import sampled_cross_entropy
+from siglip2_dense.losses.upsampled import upsampled_cross_entropy
 from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import TASKS
-from siglip2_dense.resample import resize_logits
-from siglip2_dense.tasks.canvas import maps_on_canvas, on_canvas, pixels_on_canvas
+from siglip2_dense.tasks.canvas import cells_on_canvas, on_canvas, pixels_on_canvas
 from siglip2_dense.tasks.windows import argmax_map, blend
 from siglip2_dense.viz.colours import palette
 from siglip2_dense.viz.panels import segmentation_panel
@@ -29,6 +30,9 @@ class Segmentation:
         average: what the summed loss is divided by: the "valid" pixels, or "all" pixels of the canvas, padding and
             ignored ones included (mmsegmentation's default, and so DINOv2's; protocols of its linear heads). Images at
             their native aspect have no canvas in common: there "all" are the images' own pixels.
+        loss: "exact", of every labelled pixel, or "sampled": estimated from ``samples`` pixels of each image. These are
+            a function of the step and of the image's position in its data set.
+        samples: see ``loss``; with fewer labelled pixels the estimate is exact.
     """
 
     target = "labels"  # the field of a Sample that it learns
@@ -37,13 +41,18 @@ class Segmentation:
     mirrored = ()  # channels of the raw map that change their sign in a mirror
     scoring = {"aggregation": "sums over the whole set"}
 
-    def __init__(self, classes: str | Sequence[str], average: str = "valid"):
+    def __init__(self, classes: str | Sequence[str], average: str = "valid", loss: str = "exact", samples: int = 4096):
         if average not in ("valid", "all"):
             raise UserError(f"Segmentation: average={average!r}; give 'valid' or 'all'.")
+        if loss not in ("exact", "sampled"):
+            raise UserError(f"Segmentation: loss={loss!r}; give 'exact' or 'sampled'.")
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise UserError(f"Segmentation: samples={samples!r}; give the number of pixels, 1 or more.")
         self.classes = classes_of(classes)
         known = {names: PALETTES[key] for key, names in CLASSES.items() if key in PALETTES}
         self.palette = known.get(self.classes) or palette(len(self.classes))
         self.average = average
+        self.sampled, self.samples = loss == "sampled", samples
 
     @property
     def channels(self) -> int:
@@ -57,12 +66,22 @@ class Segmentation:
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
     ) -> dict[str, Tensor]:
-        """raw: (B, K, h, w) of images on one canvas. The scores are brought to the padded canvas, or to each image's
-        own size, and compared there.
+        """raw: (B, K, h, w) of images on one canvas. It is that of the scores brought to the padded canvas, or to each
+        image's own size; they are never built there.
         """
         labels = on_canvas(samples, self.target, geometry, none=IGNORE)
-        pixels = pixels_on_canvas(geometry) if self.average == "all" else None
-        return {"loss_ce": cross_entropy(maps_on_canvas(raw, geometry, resize_logits), labels, pixels)}
+        pixels = (
+            pixels_on_canvas(geometry) if self.average == "all" else torch.count_nonzero(labels != IGNORE).clamp(min=1)
+        )
+        seeds = [(step or 0, sample.index + 1) for sample in samples]
+        terms = []
+        for images, cells, (height, width) in cells_on_canvas(raw, geometry):
+            own = labels[images, :height, :width]
+            if self.sampled:
+                terms.append(sampled_cross_entropy(cells, own, self.samples, seeds[images], pixels))
+            else:
+                terms.append(upsampled_cross_entropy(cells, own, pixels))
+        return {"loss_ce": sum(terms)}
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """The class map (H, W) of one image at its original size, from the raw maps (K, h, w) of its windows."""

@@ -9,7 +9,6 @@ rows at a time and keeps only the best class; ``blend`` is the same computation 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from siglip2_dense.contracts import Box, Geometry, Size
 from siglip2_dense.resample import bilinear_weights, resize_logits
+from siglip2_dense.threads import computing_alone, map_in_threads
 
 TILE = 16  # columns that share their cells: wider tiles meet more cells, narrower ones copy more
 CPU_BUFFER, GPU_BUFFER = 2**22, 2**28  # bytes of logits at a time and thread: 4 MiB stay in a core's caches
@@ -61,41 +61,27 @@ def argmax_map(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
     # weights (blocks, step, k) and (tiles, TILE, k), with the cells (blocks, k) and (tiles, k) that they belong to
     (rows, row_cells), (columns, column_cells) = ((t.to(device) for t in _axis(*axis)) for axis in axes)
     labels = torch.empty(len(columns) * TILE, len(rows) * step, dtype=torch.int64, device=device)
-    todo = iter(range(len(rows)))
 
     @torch.inference_mode()
-    def work() -> None:
-        scores = torch.empty(len(columns), TILE, step * classes, device=device)
+    def work(block: int, scores: Tensor) -> None:
         with torch.autocast(device.type, enabled=False):
-            for block in todo:
-                strip = rows[block] @ cells.index_select(0, row_cells[block]).flatten(1)  # (step, w * K)
-                strip = strip.view(step, -1, classes).transpose(0, 1).index_select(0, column_cells.flatten())
-                torch.bmm(columns, strip.view(len(columns), -1, step * classes), out=scores)
-                labels[:, block * step : (block + 1) * step] = _argmax(scores.view(-1, step, classes))
+            strip = rows[block] @ cells.index_select(0, row_cells[block]).flatten(1)  # (step, w * K)
+            strip = strip.view(step, -1, classes).transpose(0, 1).index_select(0, column_cells.flatten())
+            torch.bmm(columns, strip.view(len(columns), -1, step * classes), out=scores)
+            labels[:, block * step : (block + 1) * step] = _argmax(scores.view(-1, step, classes))
 
-    _in_threads(work) if device.type == "cpu" else work()
+    def buffer() -> Tensor:
+        return columns.new_empty(len(columns), TILE, step * classes)
+
+    with computing_alone() as threads:
+        for _ in map_in_threads(work, range(len(rows)), buffer, threads):
+            pass
     return labels[:width, :height].T.contiguous()
 
 
 def _argmax(scores: Tensor) -> Tensor:
     """``scores.argmax(-1)``; on a CPU by numpy, which is several times faster over the last axis."""
     return torch.from_numpy(scores.numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
-
-
-def _in_threads(work: Callable[[], None]) -> None:
-    """Run ``work`` in as many threads as torch may use, each computing alone.
-
-    Blocks are small: were each shared among torch's own threads, these would wait for each other at every operation,
-    for many times as long as they compute when another process takes one of the cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # new threads begin with this
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(work) for _ in range(threads)]:
-                done.result()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _place(geometry: Geometry) -> Box:
