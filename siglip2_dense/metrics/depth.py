@@ -49,7 +49,8 @@ class DepthMetric(PerImage):
         if crop is not None and crop not in CROPS:
             known = f"the known ones are {', '.join(CROPS)}."
             raise UserError(f"crop={crop!r} of a depth metric is unknown: {nearest(str(crop), CROPS, known)}")
-        super().__init__(len(PER_IMAGE) + 3)  # and 1 for an image with valid pixels, its squared error, their number
+        # and 1 for an image with valid pixels, its squared error, their number
+        super().__init__(len(PER_IMAGE) + 3, min_depth=min_depth, max_depth=max_depth, crop=crop)
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
 
     def update(self, prediction: Tensor, depth: Tensor, index: int) -> None:

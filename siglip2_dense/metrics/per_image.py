@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -14,10 +16,13 @@ class PerImage:
     A subclass keeps a row in ``update`` and says in ``scores`` what a sum of rows is worth. Sums add over images, ranks
     and drawings, so the score of the set, that of several ranks and its interval have one formula; and since rows lie
     under positions, no image counts twice.
+
+    arguments: those that a subclass was built with, so that one like it can be built for rows that come from a file.
     """
 
-    def __init__(self, *shape: int):
+    def __init__(self, *shape: int, **arguments):
         self._shape = shape
+        self.arguments = arguments
         self._rows: dict[int, Tensor] = {}
 
     def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -50,7 +55,13 @@ class PerImage:
 
     def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
         """95 % of each score over data sets of the same number of images, drawn from these with replacement."""
-        return {name: _interval(values) for name, values in self.scores(self._draw(samples, seed)).items()}
+        return {name: interval(values) for name, values in self.scores(self._draw(samples, seed)).items()}
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is kept: positions (n,) int64, ascending, and the row of each, (n, *shape) in the type it is kept in."""
+        positions = sorted(self._rows)
+        rows = [self._rows[index].cpu().numpy() for index in positions]
+        return np.array(positions, dtype=np.int64), np.array(rows).reshape(-1, *self._shape)
 
     def _keep(self, index: int, row: Tensor) -> None:
         """Raises ValueError for a negative position, or one that was counted before."""
@@ -60,17 +71,24 @@ class PerImage:
 
     def _stack(self) -> np.ndarray:
         """(n, *shape) float64, in the order of the data set, so that sums do not depend on ranks."""
-        rows = [self._rows[index].cpu().numpy() for index in sorted(self._rows)]
-        return np.array(rows, dtype=np.float64).reshape(-1, *self._shape)
+        return self.rows()[1].astype(np.float64)
 
     def _draw(self, samples: int, seed: int) -> np.ndarray:
         """(samples, *shape): the sums of the rows over drawn data sets."""
         rows = self._stack()
-        n = len(rows)
-        if not n:
-            return np.zeros((samples, *self._shape))
-        picks = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
-        return (picks.astype(np.float64) @ rows.reshape(n, -1)).reshape(samples, *self._shape)
+        return drawn_sums(rows, drawn_counts(len(rows), samples, seed))
+
+
+def drawn_counts(n: int, samples: int, seed: int | list[int]) -> np.ndarray:
+    """(samples, n) float64: how often each of n images is in each of the drawn data sets of n images."""
+    if not n:
+        return np.zeros((samples, 0))
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples).astype(np.float64)
+
+
+def drawn_sums(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(samples, *shape): the sums of rows (n, *shape) float64 over drawn data sets."""
+    return (counts @ rows.reshape(len(rows), math.prod(rows.shape[1:]))).reshape(-1, *rows.shape[1:])
 
 
 def sum_over_ranks(total: Tensor | None, *shape: int) -> Tensor | None:
@@ -88,6 +106,7 @@ def _several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _interval(values: np.ndarray) -> list[float]:
+def interval(values: np.ndarray) -> list[float]:
+    """95 % of the values (samples,)."""
     values = values[~np.isnan(values)]  # a draw may hold nothing to score
     return np.percentile(values, [2.5, 97.5]).tolist() if len(values) else [float("nan")] * 2

@@ -29,7 +29,7 @@ class SegmentationMetric(PerImage):
     """
 
     def __init__(self, num_classes: int):
-        super().__init__(3, num_classes)  # int32: intersection, predicted and labelled pixels
+        super().__init__(3, num_classes, num_classes=num_classes)  # int32: intersection, predicted and labelled pixels
         self.num_classes = num_classes
 
     def update(self, prediction: Tensor, labels: Tensor, index: int) -> None:

@@ -1,0 +1,230 @@
+"""Records side by side: each difference of scores with its interval, over drawings of the images that all share.
+
+Both sides of a difference are scored on the same drawn images, so what makes an image hard for all of them cancels: the
+interval is far narrower than those of the scores. It says how the difference would vary with other images, and nothing
+of how it would with another seed of training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from string import ascii_uppercase
+from typing import NamedTuple
+
+import numpy as np
+
+from siglip2_dense.errors import UserError, first_difference, first_line, nearest
+from siglip2_dense.metrics import rows
+from siglip2_dense.metrics.per_image import drawn_counts, drawn_sums, interval
+
+RECORD = "results.json"  # of a work dir
+BLOCKS, BLOCK = 10, 1000  # drawings, and those made at a time
+ASKED = ("taps", "pooled", "features")  # of a described encoder: what is asked of it and how it comes, and so settings
+SEED = 0
+SHOWN = 40  # characters of a setting
+
+
+class Tested(NamedTuple):
+    """A record with its rows, by the names of its heads."""
+
+    path: Path
+    record: dict
+    heads: dict[str, rows.Rows]
+
+
+def read(path: str | Path) -> Tested:
+    """path: of a record, or a work dir with ``results.json``.
+
+    Raises UserError when it is no record, or its rows are not there or not its own.
+    """
+    path = Path(path) / RECORD if Path(path).is_dir() else Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"metrics", "encoder", "protocol", "data", "run"} - set(record)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there; give a work dir of a finished run, or a record of a test.") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a record ({first_line(error)}); give a work dir, or its results*.json."
+        ) from error
+    if lacking:
+        raise UserError(f"{path} is no record of a run or a test (it has no {min(lacking)!r}); give results*.json.")
+    where = rows.place(path)
+    again = "run tools/test.py CONFIG HEAD_FILE --out FILE.json, which writes both anew, and compare that FILE.json."
+    if not where.is_file():
+        raise UserError(f"{path} has no rows of its images, looked for {where}; {again}")
+    tested = Tested(path, record, rows.read(where))
+    for name, head in tested.heads.items():
+        for score, value in head.metric.scores(head.values.sum(0)).items():
+            said = record["metrics"].get(_flat(name, score, tested.heads), math.inf)
+            if not np.isclose(value, math.nan if said is None else said, rtol=1e-6, equal_nan=True):
+                raise UserError(
+                    f"{where} gives {score} {value:.6g}, {path} says {said}: they are of two tests; {again}"
+                )
+    return tested
+
+
+def compare(paths: Sequence[str | Path], wanted: Sequence[str] = (), settings: bool = False) -> dict:
+    """Every record against the first, as plain data; ``table`` says it to people.
+
+    wanted: names of scores; by default all that the records share. settings: they are of one encoder under several
+    settings, instead of several encoders under one protocol.
+    Raises UserError for records that differ in more than that, naming the first difference.
+    """
+    if not 2 <= len(paths) <= len(ascii_uppercase):
+        raise UserError(f"{len(paths)} records to compare; give from 2 to {len(ascii_uppercase)}.")
+    first, *others = tested = [read(path) for path in paths]
+    for other in others:
+        _check_records(first, other, settings)
+    heads = _shared(tested)
+    for name, sides in heads.items():
+        for other, side in zip(others, sides[1:], strict=True):
+            _check_rows(f"{other.path} cannot be compared with {first.path}", name, sides[0], side)
+    return {
+        "records": [{"path": str(one.path), "encoder": one.record["encoder"]["name"]} for one in tested],
+        "data": first.record["data"],
+        "differ": [_differ(_knobs(first), _knobs(other)) for other in others],
+        "drawings": BLOCKS * BLOCK,
+        "metrics": _scored(heads, _chosen(heads, wanted)),
+    }
+
+
+def table(found: dict) -> str:
+    """What ``compare`` has found, for people."""
+    data, lines = found["data"], []
+    for letter, one in zip(ascii_uppercase, found["records"], strict=False):
+        lines.append(f"{letter}  {one['path']}  ({one['encoder']})")
+    lines.append(f"on the same {data['images']:,} images of {data['name']}, {data['split']}")
+    for letter, differ in zip(ascii_uppercase[1:], found["differ"], strict=False):
+        lines.append(f"{letter} differs from A in{':' if differ else ' nothing that was set'}")
+        lines += [f"    {knob}: {_short(a)} | {_short(b)}" for knob, (a, b) in differ.items()]
+    cells = [("metric", "", "A", "other", "other - A", "95 %", "without 0")]
+    for name, scores in found["metrics"].items():
+        a = scores["first"]
+        for letter, other in zip(ascii_uppercase[1:], scores["others"], strict=False):
+            digits = 2 if max(abs(a), abs(other["value"])) >= 10 else 4  # per cents and degrees, or metres and parts
+            low, high = other["interval"]
+            cells.append((
+                name, letter, f"{a:.{digits}f}", f"{other['value']:.{digits}f}", f"{other['difference']:+.{digits}f}",
+                f"[{low:+.{digits}f}, {high:+.{digits}f}]", "yes" if other["excludes_0"] else "no",
+            ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    return "\n".join(lines)
+
+
+def _check_records(first: Tested, other: Tested, settings: bool) -> None:
+    """Raise UserError unless they are of one test, and one thing differs between what was tested."""
+    cannot, origin = f"{other.path} cannot be compared with {first.path}", "in the first"
+    a, b = first.record, other.record
+    if difference := first_difference(a["data"], b["data"], "data", origin):
+        raise UserError(f"{cannot}: {difference}; test both on the same images.")
+    if not settings and (difference := first_difference(a["protocol"], b["protocol"], "protocol", origin)):
+        raise UserError(
+            f"{cannot}: {difference}; bring both under one protocol, or give --settings if it is settings on one "
+            "encoder that you compare."
+        )
+    encoders = [{key: value for key, value in one["encoder"].items() if key not in ASKED} for one in (a, b)]
+    if settings and (difference := first_difference(*encoders, "encoder", origin)):
+        raise UserError(f"{cannot}: {difference}; settings (--settings) are compared on one encoder.")
+
+
+def _check_rows(cannot: str, name: str, own: rows.Rows, its: rows.Rows) -> None:
+    """Raise UserError unless two heads were scored in one way, on the same images."""
+    ways = [{"metric": type(s.metric).__name__, **s.metric.arguments, "classes": s.classes} for s in (own, its)]
+    if difference := first_difference(*ways, f"heads.{name}", "in the first"):
+        raise UserError(f"{cannot}: {difference}; score both in one way.")
+    if not np.array_equal(own.positions, its.positions):
+        lone = np.setxor1d(own.positions, its.positions)[0]
+        raise UserError(f"{cannot}: only one of them has rows of image {lone}; test both on the same images.")
+
+
+def _shared(tested: Sequence[Tested]) -> dict[str, list[rows.Rows]]:
+    """The rows of each record by the names of the heads that all have; only heads need no common name."""
+    first, *others = (one.heads for one in tested)
+    if all(len(one.heads) == 1 for one in tested):
+        return {next(iter(first)): [next(iter(one.heads.values())) for one in tested]}
+    common = [name for name in first if all(name in other for other in others)]
+    if not common:
+        names = "; ".join(", ".join(one.heads) for one in tested)
+        raise UserError(f"the records have no head in common: {names}. Compare records of the same heads.")
+    return {name: [one.heads[name] for one in tested] for name in common}
+
+
+def _flat(head: str, score: str, heads: Mapping) -> str:
+    """How a record of these heads calls a head's score."""
+    return score if len(heads) == 1 else f"{head}.{score}"
+
+
+def _chosen(heads: dict[str, list[rows.Rows]], wanted: Sequence[str]) -> list[str]:
+    """Of the names of all scores the wanted ones; a name without a head's is that of every head."""
+    known = {
+        _flat(name, score, heads): score
+        for name, (own, *_) in heads.items()
+        for score in own.metric.scores(own.values.sum(0))
+    }
+    for name in wanted:
+        if name not in {*known, *known.values()}:
+            raise UserError(f"--metric {name}: {nearest(name, known, 'the records share ' + ', '.join(known) + '.')}")
+    return [key for key, score in known.items() if not wanted or key in wanted or score in wanted]
+
+
+def _scored(heads: dict[str, list[rows.Rows]], names: Sequence[str]) -> dict:
+    """Per score that of the first record, and of every other its own, the difference and the interval of that."""
+
+    def scores(weigh) -> dict[str, list[np.ndarray]]:
+        """The named scores of each record, of the sums that ``weigh`` makes of rows."""
+        found: dict[str, list[np.ndarray]] = {}
+        for name, sides in heads.items():
+            for side in sides:
+                for score, values in side.metric.scores(weigh(side.values)).items():
+                    found.setdefault(_flat(name, score, heads), []).append(values)
+        return {name: found[name] for name in names}
+
+    images = len(next(iter(heads.values()))[0].values)
+    drawn: dict[str, list] = {name: [] for name in names}
+    for block in range(BLOCKS):
+        counts = drawn_counts(images, BLOCK, [SEED, block])  # the same for all: that is what pairs them
+        for name, values in scores(partial(drawn_sums, counts=counts)).items():
+            drawn[name].append(values)
+    result = {}
+    for name, (first, *others) in scores(partial(np.sum, axis=0)).items():
+        a, *b = (np.concatenate(parts) for parts in zip(*drawn[name], strict=True))
+        intervals = [interval(values - a) for values in b]
+        result[name] = {
+            "first": float(first),
+            "others": [
+                {
+                    "value": float(value),
+                    "difference": float(value - first),
+                    "interval": [low, high],
+                    "excludes_0": low > 0 or high < 0,
+                }
+                for value, (low, high) in zip(others, intervals, strict=True)
+            ],
+        }
+    return result
+
+
+def _knobs(tested: Tested) -> dict:
+    """Of a record all that may differ."""
+    return {key: tested.record[key] for key in ("encoder", "protocol")} | {"seed": tested.record["run"]["seed"]}
+
+
+def _differ(before, now, where: str = "") -> dict[str, tuple]:
+    """{place: (before, now)} of all settings of two trees that differ; a missing one is none."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return {} if before == now else {where: (before, now)}
+    found = {}
+    for key in sorted({*before, *now}):
+        found |= _differ(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+    return found
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
