@@ -33,7 +33,7 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
     config: the run's config as plain data. heads: as ``engine.run.describe_heads`` gives them. data: of the training
     set, as ``describe_data`` gives it.
     """
-    train, model = config["train_dataloader"], config["model"]
+    train, model, stored = config["train_dataloader"], config["model"], config.get("feature_store")
     return {
         **FIXED,
         "encoder_mode": _encoder_mode(model),
@@ -52,7 +52,7 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
         "train_data": data,
         "train_transforms": train["dataset"].get("transforms", []),
         "test_transforms": config["val_dataloader"]["dataset"].get("transforms", []),
-        "views": "live",
+        "views": "live" if stored is None else stored.get("views", 1),  # of each image, where features are stored
     }
 
 
@@ -92,8 +92,11 @@ def describe_data(dataset) -> dict:
     }
 
 
-def describe_encoder(probe) -> dict:
-    """Which encoder a probe reads, which of its blocks, and at what precision."""
+def describe_encoder(probe, stored: str | None = None) -> dict:
+    """Which encoder a probe reads, which of its blocks, and at what precision.
+
+    stored: the type that its features were stored in, none where they went straight to the heads.
+    """
     facts: EncoderFacts = probe.facts
     known = facts.to_dict()
     kept = ("name", "fingerprint", "mean", "std", "native_grid", "position_kernel", "parameters", "sequence_length")
@@ -104,6 +107,7 @@ def describe_encoder(probe) -> dict:
         "taps": [{"block": tap.block, "norm": tap.norm} for tap in probe.taps],
         "pooled": facts.pooled if probe.pooled else "none",
         "precision": probe.encoder.precision,
+        "features": "live" if stored is None else f"stored, {stored}",
         **({"text": probe.texts} if hasattr(probe, "texts") else {}),
     }
 

@@ -17,17 +17,20 @@ ALLOWED = {
     "label_sets": set(),
     "registry": set(),
     "resample": set(),
-    "losses": {"resample"},
+    "threads": set(),
+    "losses": {"resample", "threads"},
     "metrics": {"resample"},
     "viz": {"resample"},
     "data": BASIC,
     "encoders": BASIC,
     "heads": BASIC,
-    "tasks": BASIC | LATER,
+    "tasks": BASIC | LATER | {"threads"},
+    "store": set(),
     "models": BASIC | {"losses"},
     "head_file": {"registry", "encoders"},
     "records": {"registry", "encoders"},
     "convert": {"registry", "head_file"},
+    "compare": {"metrics"},
 }
 ALLOWED["engine"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}

@@ -41,6 +41,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", metavar="hub|random|PATH", help="where the encoder's weights come from")
     parser.add_argument("--work-dir", metavar="DIR", help="where results go; default work_dirs/CONFIG_ENCODER")
+    parser.add_argument("--features", metavar="DIR", help="keep the encoder's features there, and work from them")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none")
     parser.add_argument(
         "--cfg-options",
@@ -92,6 +93,8 @@ def load_config(arguments: argparse.Namespace):
             raise UserError(f"--cfg-options {item}: the value cannot be read; lists are [1,2], pairs (1,2).") from error
     config.merge_from_dict(options)
     config.launcher = arguments.launcher
+    if getattr(arguments, "features", None):
+        config.feature_store = {**config.get("feature_store", {}), "dir": arguments.features}
     encoder = config.model.get("encoder", {})
     source = encoder.get("weights", "hub")
     parts = [path.stem, encoder.get("name", "stored"), *([] if source == "hub" else [Path(str(source)).stem])]
@@ -108,6 +111,8 @@ def check_override(config, key: str) -> None:
             if not here.isdecimal() or int(here) >= len(node):
                 raise UserError(f"--cfg-options {key}: {place} has {len(node)} items, 0 to {len(node) - 1}.")
             inner = node[int(here)]
+        elif place == "sweep":  # any setting of a head may stand there, and the sweep judges it
+            return
         elif hasattr(node, "keys"):
             known = set(node.keys()) | _arguments(node) | (set(KEYS) if not place else set())
             if here not in known:

@@ -9,6 +9,7 @@ from siglip2_dense.cli.common import add_config_arguments, command_line, load_co
 EXAMPLES = """examples:
   python tools/train.py configs/probe_ade20k.py
   python tools/train.py configs/probe_ade20k.py --encoder dinov2-base-14
+  python tools/train.py configs/probe_ade20k.py --features features
   torchrun --nproc_per_node 8 tools/train.py configs/probe_ade20k.py --launcher pytorch
 """
 
@@ -22,9 +23,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from siglip2_dense.engine import distributed
+    from siglip2_dense.engine.grid import has_several
     from siglip2_dense.engine.run import Run
+    from siglip2_dense.engine.sweep import sweep
     from siglip2_dense.engine.train import train
 
-    run = Run(load_config(arguments), command_line())
-    train(run, arguments.resume)
+    config = load_config(arguments)
+    if has_several(config):
+        sweep(config, command_line(), arguments.resume)
+    else:
+        train(Run(config, command_line()), arguments.resume)
     distributed.stop()

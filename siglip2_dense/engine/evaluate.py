@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,26 +17,28 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from siglip2_dense import head_file, records
-from siglip2_dense.contracts import Sample
+from siglip2_dense.contracts import Features, Sample
 from siglip2_dense.data.loading import stop_workers
-from siglip2_dense.engine import distributed
+from siglip2_dense.engine import distributed, extract
 from siglip2_dense.engine.configs import check_keys
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.run import build_probe, describe_heads, loader_of
 from siglip2_dense.errors import UserError
+from siglip2_dense.metrics import rows
 from siglip2_dense.registry import DATASETS, build
+from siglip2_dense.store.loader import StoredImages
 
 
 @torch.no_grad()
 def evaluate(
     probe,
-    loader: DataLoader,
+    loader: DataLoader | StoredImages,
     label: str = "evaluating",
-    seen: Callable[[torch.Tensor, Sample, dict[str, torch.Tensor]], None] | None = None,
+    seen: Callable[[Callable[[], torch.Tensor], Sample, dict[str, torch.Tensor]], None] | None = None,
 ) -> dict:
     """Metrics by head name, summed over the whole set and all ranks.
 
-    seen: called with each image as the encoder got it, its sample and its predictions, for pictures.
+    seen: called with what gives an image as the encoder got it, its sample and its predictions, for pictures.
     """
     probe.eval()
     metrics = {name: task.metric() for name, task in probe.tasks.items()}
@@ -55,11 +58,16 @@ def evaluate(
                         )
                     metrics[name].update(prediction[name], target, sample.index)
                 if seen is not None:
-                    seen(image, sample, prediction)
+                    seen(partial(_pixels, image, sample, loader.dataset), sample, prediction)
             bar.update(len(predictions))
     for metric in metrics.values():
         metric.sync()
     return metrics
+
+
+def _pixels(image: torch.Tensor | Features, sample: Sample, dataset) -> torch.Tensor:
+    """The image itself; where its features come from a store, it is read again."""
+    return dataset[sample.index].image if isinstance(image, Features) else image
 
 
 def _target(sample: Sample, task) -> torch.Tensor:
@@ -106,6 +114,12 @@ def report(metrics: dict, tasks: dict) -> dict:
     }
 
 
+def keep_rows(record: Path, metrics: dict, tasks: dict) -> None:
+    """Write what each image adds to finished metrics beside the record that tells of them, for paired comparisons."""
+    classes = {name: task.classes for name, task in tasks.items() if hasattr(task, "classes")}
+    rows.write(rows.place(record), metrics, classes)
+
+
 def _short(value: float) -> str:
     """Two decimals of per cents and degrees, four of metres and fractions."""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
@@ -145,8 +159,14 @@ def test(config: Config, path: str | None, out: str | None = None, command: str 
         protocol, step = records.scored_otherwise(content, described), content.step
     probe = probe.to(get_device())
     work_dir = Path(config.work_dir)
-    pictures = Pictures(probe, len(data), work_dir / f"pictures_{data.split}", config.get("pictures", 0))
-    loader = loader_of(loading, data, probe)
+    pictures = Pictures(probe.tasks, len(data), work_dir / f"pictures_{data.split}", config.get("pictures", 0))
+    stored = extract.settings(config)
+    encoder = records.describe_encoder(probe, stored and stored["dtype"])
+    if stored is None:
+        loader = loader_of(loading, data, probe)
+    else:
+        loader = extract.test_images(config, probe, data, loading)
+        probe.encoder = None
     try:
         metrics = evaluate(probe, loader, f"evaluating {data.split}", pictures)
     finally:
@@ -158,7 +178,7 @@ def test(config: Config, path: str | None, out: str | None = None, command: str 
     record = {
         **{key: found[key] for key in ("metrics", "per_class", "intervals")},
         "best": None,
-        "encoder": records.describe_encoder(probe),
+        "encoder": encoder,
         "protocol": {
             **protocol,
             "inference": probe.inference,
@@ -168,7 +188,9 @@ def test(config: Config, path: str | None, out: str | None = None, command: str 
         "run": records.describe_run(probe, command, config.seed, seconds, found["images"] / seconds),
         "history": [{"step": step, "split": data.split, "metrics": found["metrics"]}],
     }
-    records.write(out or work_dir / f"results_{data.split}.json", record)
+    out = Path(out or work_dir / f"results_{data.split}.json")
+    keep_rows(out, metrics, probe.tasks)
+    records.write(out, record)
     print(found["table"])
     return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,17 @@ class Pictures:
     The image is the one that the encoder saw, at the size of the predictions.
     """
 
-    def __init__(self, probe, length: int, folder: Path, count: int):
-        self.probe, self.folder = probe, folder
+    def __init__(self, tasks: dict, length: int, folder: Path, count: int):
+        self.tasks, self.folder = tasks, folder
         self.chosen = {i * length // count for i in range(count)} if count else set()
 
-    def __call__(self, image: Tensor, sample: Sample, predictions: dict[str, Tensor]) -> None:
+    def __call__(self, image: Callable[[], Tensor], sample: Sample, predictions: dict[str, Tensor]) -> None:
         if sample.index not in self.chosen:
             return
-        pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
+        pixels = np.ascontiguousarray(image().cpu().permute(1, 2, 0).numpy())
         if pixels.shape[:2] != sample.original_size:
             pixels = resize_image(pixels, sample.original_size)
-        for name, task in self.probe.tasks.items():
+        for name, task in self.tasks.items():
             # with the position: some sets call the images of every scene alike
             path = self.folder / f"{sample.index:05d}_{Path(sample.path).stem}_{name}.png"
             save_picture(path, task.draw(pixels, sample, predictions[name]))

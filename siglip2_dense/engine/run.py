@@ -11,11 +11,12 @@ from mmengine.runner import set_random_seed
 from torch import nn
 
 from siglip2_dense import head_file, records
-from siglip2_dense.data.loading import test_loader
-from siglip2_dense.engine import distributed
+from siglip2_dense.data.loading import test_loader, train_loader
+from siglip2_dense.engine import distributed, extract
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, MODELS, build
+from siglip2_dense.store.folder import Store
 
 HEAD, BEST_HEAD, RESULTS = "head.safetensors", "best_head.safetensors", "results.json"
 
@@ -49,13 +50,28 @@ class Run:
         )
         if self.probe.facts.sequence_length:  # that of training: a head may be tested at another
             self.protocol["sequence_length"] = self.probe.facts.sequence_length
-        self.encoder = records.describe_encoder(self.probe)
+        self.stored = extract.settings(config)
+        self.encoder = records.describe_encoder(self.probe, self.stored and self.stored["dtype"])
         self.identity = {
             "protocol": self.protocol,
             "encoder": self.encoder,
             "seed": self.seed,
             "val_data": records.describe_data(self.val_data),
         }
+
+    def train_loader(self):
+        """Endless batches of this rank for training, of images or of stored features.
+
+        Features that are missing are extracted first, for training and for evaluation; then the encoder is let go.
+        """
+        loading = self.config.train_dataloader
+        if self.stored is None:
+            targets = tuple(task.target for task in self.probe.tasks.values())
+            return train_loader(self.train_data, loading.batch_size, loading.get("num_workers", 0), self.seed, targets)
+        loader = extract.training_loader(self.config, self.probe, self.train_data)
+        self.val_loader = extract.test_images(self.config, self.probe, self.val_data, self.config.val_dataloader)
+        self.probe.encoder = None
+        return loader
 
     def save_head(self, name: str, step: int, metrics: dict, rates: dict) -> None:
         """rates: the highest learning rate of each head so far."""
@@ -116,6 +132,27 @@ def check_targets(probe, data) -> None:
                 f"heads.{name} learns {task.target}, but {data.name} gives {' and '.join(data.targets)}; name data "
                 "that have it, or leave the head out."
             )
+
+
+def extract_features(config: Config, part: tuple[int, int] | None = None) -> list[Store]:
+    """The stores of what a config trains, validates and tests on, with whatever is missing extracted.
+
+    part: as in ``extract.ensure``.
+    """
+    check_keys(config)
+    distributed.start(config.get("launcher", "none"))
+    if extract.settings(config) is None:
+        raise UserError("give --features DIR, the folder to keep features in.")
+    probe, found = None, {}
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        loading = config.get(name)
+        if not loading or "dataset" not in loading:
+            continue
+        data = build(DATASETS, loading.dataset, seed=config.seed)
+        probe = probe or build_probe(config, data)
+        store = extract.ensure(config, probe, data, loading, windows=name != "train_dataloader", part=part)
+        found[store.path] = store
+    return list(found.values())
 
 
 def describe_heads(config: Config, probe) -> dict:

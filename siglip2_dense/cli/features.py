@@ -1,0 +1,113 @@
+"""Stored features: the encoder's pass over the data, kept on disk to train and evaluate from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from siglip2_dense.cli.common import add_config_arguments, load_config
+from siglip2_dense.errors import UserError
+
+EXAMPLES = """examples:
+  python tools/features.py extract configs/probe_ade20k.py --encoder siglip2-base-16-512 --features features
+  torchrun --nproc_per_node 8 tools/features.py extract configs/probe_ade20k.py --features features --launcher pytorch
+  python tools/features.py extract configs/probe_ade20k.py --features features --part 3/16   (a job array: 16 such jobs)
+  python tools/train.py configs/probe_ade20k.py --encoder siglip2-base-16-512 --features features
+  python tools/features.py info features
+  python tools/features.py prune features train-0123456789ab
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    extracting = verbs.add_parser("extract", help="run the encoder over a config's data; goes on where it was stopped")
+    add_config_arguments(extracting)
+    extracting.add_argument("--part", metavar="I/N", help="one of N independent jobs, each with its own I from 1 to N")
+    verifying = verbs.add_parser("verify", help="compare all files with their checksums; exit code 1 on a problem")
+    informing = verbs.add_parser("info", help="what is stored, as a table")
+    pruning = verbs.add_parser("prune", help="remove stores by their names, which info shows")
+    for verb in (verifying, informing, pruning):
+        verb.add_argument("folder", metavar="DIR", type=Path, help="the folder that was given as --features")
+    pruning.add_argument("stores", nargs="+", metavar="STORE")
+    arguments = parser.parse_args(argv)
+    {"extract": _extract, "verify": _verify, "info": _info, "prune": _prune}[arguments.verb](arguments)
+
+
+def _extract(arguments: argparse.Namespace) -> None:
+    part = None if arguments.part is None else _part(arguments.part, arguments.launcher)
+    from mmengine.dist import is_main_process
+
+    from siglip2_dense.engine import distributed
+    from siglip2_dense.engine.run import extract_features
+
+    stores = extract_features(load_config(arguments), part)
+    if is_main_process():
+        _print(stores)
+    distributed.stop()
+
+
+def _part(text: str, launcher: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--part {text}: write I/N, one of N jobs, such as 3/16.")
+    if launcher != "none":
+        raise UserError(f"--part {text}: the processes of --launcher {launcher} share the work already; leave one out.")
+    return int(first), int(count)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    """A file that is not as it was written loses its note, so that the next run extracts it again."""
+    from tqdm import tqdm
+
+    wrong, missing = 0, 0
+    for store in _stores(arguments.folder):
+        shards = store.shards(store.views())
+        for shard in tqdm(shards, desc=store.path.name, unit="file", leave=False):
+            problem = store.problem(*shard, thorough=True)
+            if problem == "not extracted":
+                missing += 1
+            elif problem:
+                wrong += 1
+                print(f"{store.file(*shard)}: {problem}")
+                store.forget(*shard)
+    if wrong:
+        raise UserError(
+            f"{wrong} file{'s' * (wrong > 1)} of {arguments.folder} cannot be used; the next run with --features "
+            f"{arguments.folder}, or tools/features.py extract, extracts them again."
+        )
+    print(f"{arguments.folder}: all files are as they were written" + f"; {missing} are still missing" * bool(missing))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    _print(_stores(arguments.folder))
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from siglip2_dense.store.folder import chosen, size_text
+
+    _stores(arguments.folder)
+    for store in chosen(arguments.folder, arguments.stores):
+        size = size_text(store.bytes())
+        store.remove()
+        print(f"removed {store.path}, {size}")
+
+
+def _stores(folder: Path) -> list:
+    from siglip2_dense.store.folder import stores
+
+    found = list(stores(folder))
+    if not found:
+        raise UserError(f"{folder} holds no stored features; give the folder that was given as --features.")
+    return found
+
+
+def _print(stores: list) -> None:
+    """A table with a line for each store."""
+    rows = [store.describe() for store in stores]
+    rows = [{key: key for key in rows[0]}, *rows]
+    widths = {key: max(len(str(row[key])) for row in rows) for key in rows[0]}
+    for row in rows:
+        print("  ".join(str(value).ljust(widths[key]) for key, value in row.items()).rstrip())

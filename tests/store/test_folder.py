@@ -1,0 +1,170 @@
+"""A folder of stores: nothing is mistaken for anything else, and nothing is lost."""
+
+import copy
+import errno
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from toys import FACTS, TAPS, fill, toy_key
+
+from siglip2_dense.contracts import Alignment, Tap
+from siglip2_dense.errors import UserError
+from siglip2_dense.store import folder
+from siglip2_dense.store.folder import create, find, load, stores
+from siglip2_dense.store.key import covers, digest
+
+
+def leaves(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = [leaf for key, inner in items for leaf in leaves(inner, (*path, key))]
+    return children or [path]
+
+
+def test_every_field_of_a_key_counts():
+    key = toy_key(5, windows=dict(mode="slide", crop=48, stride=32, flip=True), canvas=(48, 48), aligned=Alignment())
+    found = {digest(key)}
+    places = leaves(key)
+    for path in places:
+        changed = copy.deepcopy(key)
+        inner = changed
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = "another"
+        found.add(digest(changed))
+    assert len(found) == len(places) + 1
+    named = {path[0] for path in places} | {path[1] for path in places if path[0] in ("encoder", "data")}
+    assert {
+        "fingerprint", "precision", "sequence_length", "position_kernel", "mean", "std", "taps", "pooled", "aligned",
+        "dtype", "name", "split", "images", "settings", "seed", "canvas", "windows",
+    } <= named  # fmt: skip
+
+
+def test_a_key_does_not_depend_on_the_order_in_which_things_are_named():
+    again = dict(reversed(toy_key(5).items()))
+    assert digest(again) == digest(toy_key(5)) == digest(toy_key(5, taps=TAPS[::-1]))
+
+
+def test_more_taps_serve_where_fewer_are_asked_for():
+    held = toy_key(5)
+    assert covers(held, toy_key(5, taps=TAPS[:1], pooled=False))
+    assert not covers(toy_key(5, pooled=False), held)
+    for wanted in (dict(taps=[Tap(3, False)]), dict(seed=1), dict(dtype="bf16"), dict(canvas=(16, 16))):
+        assert not covers(held, toy_key(5, **wanted))
+
+
+def test_a_store_is_found_by_its_key_alone(toy_store):
+    store = toy_store(views=2)
+    place = store.path.parent
+    assert find(place, toy_key(21)) == store == load(store.path)
+    assert find(place, toy_key(21, taps=TAPS[1:])) == store
+    assert find(place, toy_key(21, taps=TAPS[1:]), views=3) is None  # it is not whole then
+    assert find(place, toy_key(21, seed=1)) is None
+    other = toy_key(21, facts=replace(FACTS, fingerprint="0" * 64))
+    assert find(place, other) is None
+
+
+def test_files_that_are_missing_cut_or_changed(toy_store):
+    store = toy_store(views=2)
+    assert store.missing(2) == [] and store.views() == 2 and store.shards_per_view == 2
+    assert store.missing(3) == [(2, 0), (2, 1)]
+    content = store.file(0, 1).read_bytes()
+    store.file(0, 1).write_bytes(content[:-1])
+    assert "truncated" in store.problem(0, 1)
+    store.file(1, 0).unlink()
+    assert store.problem(1, 0) == "gone"
+    store.file(1, 1).with_suffix(".json").write_text("{")
+    assert store.missing(2) == [(0, 1), (1, 0), (1, 1)]
+    for shard in store.missing(2):
+        fill(store, *shard)
+    assert store.missing(2) == [] and store.file(0, 1).read_bytes() == content
+
+
+def test_a_file_of_the_right_size_that_was_changed_is_read_and_not_used(toy_store):
+    store = toy_store()
+    path = store.file(0, 0)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert store.problem(0, 0) == "changed since it was written"  # it is younger than its checksum
+    old = time.time_ns() - 10**12
+    os.utime(path, ns=(old, old))
+    assert store.problem(0, 0) == ""
+    assert store.problem(0, 0, thorough=True) == "changed since it was written"
+
+
+def test_a_copy_without_its_times_is_read_once(toy_store, monkeypatch):
+    store = toy_store()
+    later = time.time_ns() + 10**9
+    os.utime(store.file(0, 0), ns=(later, later))
+    read, checksum = [], folder.checksum
+    monkeypatch.setattr(folder, "checksum", lambda path: read.append(path) or checksum(path))
+    time.sleep(1.1)
+    assert store.problem(0, 0) == store.problem(0, 0) == "" and len(read) == 1
+
+
+def test_a_full_disk_leaves_what_was_there(toy_store, monkeypatch):
+    store = toy_store()
+    before = sorted(path.name for path in store.path.iterdir())
+
+    def full(path, algorithm="sha256"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "checksum", full)
+        with pytest.raises(UserError, match=r"the disk is full .* what was extracted before is kept"):
+            fill(store, 1, 0)
+    assert sorted(path.name for path in store.path.iterdir()) == before and store.missing() == []
+
+    import safetensors.torch
+
+    def half(tensors, path):
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("Error while serializing: IoError(Os { message: 'No space left on device' })")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", half)
+    with pytest.raises(UserError, match="the disk is full"):
+        fill(store, 1, 1)
+    assert sorted(path.name for path in store.path.iterdir()) == before
+
+
+def test_others_may_read_what_one_has_extracted(toy_store):
+    store = toy_store()
+    modes = {path.stat().st_mode for path in store.path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_images_of_training_lie_mixed_and_those_of_evaluation_in_order(tmp_path):
+    mixed = create(tmp_path, toy_key(50), FACTS, 16).order()
+    assert sorted(mixed) == list(range(50)) and list(mixed) != list(range(50))
+    straight = create(tmp_path, toy_key(50, windows=dict(mode="whole")), FACTS, 16)
+    assert list(straight.order()) == list(range(50))
+    assert list(straight.positions(3)) == [48, 49] and straight.shards_per_view == 4
+
+
+def test_a_folder_of_something_else(toy_store):
+    store = toy_store()
+    manifest = store.path / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["key"]["seed"] = 3
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"changed by hand: seed was 3 in the store and is 0 now"):
+        find(store.path.parent, toy_key(21))
+    manifest.write_text(json.dumps({**values, "format": "siglip2_dense features, version 0"}))
+    with pytest.raises(UserError, match="another version"):
+        list(stores(store.path.parent))
+    manifest.write_text("{")
+    with pytest.raises(UserError, match="cannot be read as a store's"):
+        load(store.path)
+
+
+def test_half_written_files_of_killed_runs_are_swept_in_time(toy_store):
+    store = toy_store()
+    fresh, stale = (store.path / f".0-00000.safetensors.{name}.tmp" for name in ("fresh", "stale"))
+    for path in (fresh, stale):
+        path.write_bytes(b"x")
+    os.utime(stale, (0, 0))
+    folder.sweep(store.path.parent)
+    assert fresh.exists() and not stale.exists()

@@ -1,0 +1,61 @@
+"""Targets as bytes: exact, and smaller than they were."""
+
+import torch
+
+from siglip2_dense.contracts import IGNORE, Geometry, Sample
+from siglip2_dense.store.packing import pack_known, pack_targets, unpack
+
+PLACE = Geometry((32, 48), (1, 2, 30, 44), (30, 44), (30, 44), (60, 88), (0, 4, 30, 44), True)
+
+
+def there_and_back(sample, geometry=(PLACE,)):
+    return unpack(pack_known(sample, geometry), pack_targets(sample))
+
+
+def test_every_target_comes_back_bit_for_bit():
+    labels = torch.randint(IGNORE, 150, (30, 44))
+    labels[0, 0] = 40_000  # needs four bytes
+    sample = Sample(
+        labels=labels,
+        depth=torch.rand(1, 30, 44) * 80,
+        normals=torch.nn.functional.normalize(torch.randn(3, 30, 44), dim=0),
+        boxes=torch.tensor([[1.5, 2.0, 30.25, 40.0]]),
+        box_names=("cup",),
+        intrinsics=torch.tensor([[518.857, 0.1, 325.5], [0, 519.47, 253.7], [0, 0, 1]]),
+        path="a/ü.jpg",
+        original_size=(60, 88),
+        index=12,
+    )
+    again, geometry = there_and_back(sample)
+    assert geometry == (PLACE,)
+    for name in ("labels", "depth", "normals", "boxes", "intrinsics"):
+        value = getattr(again, name)
+        assert torch.equal(value, getattr(sample, name)) and value.dtype == getattr(sample, name).dtype, name
+        value += 1  # it may be written to
+    assert (again.path, again.original_size, again.index, again.box_names) == ("a/ü.jpg", (60, 88), 12, ("cup",))
+    assert again.image is None
+
+
+def test_what_a_sample_has_not_stays_away():
+    sample = Sample(labels=torch.full((3, 4), IGNORE), path="b", original_size=(3, 4), index=0)
+    assert set(pack_targets(sample)) == {"labels"}
+    again, _ = unpack(pack_known(sample, [PLACE]), {**pack_targets(sample), "depth": b""})
+    assert again.depth is None and again.normals is None and again.intrinsics is None
+    assert torch.equal(again.labels, sample.labels)
+    empty = Sample(boxes=torch.zeros(0, 4), path="c", original_size=(3, 4), index=0)
+    assert there_and_back(empty)[0].boxes.shape == (0, 4)
+
+
+def test_labels_take_little_room():
+    labels = torch.arange(16).view(4, 4).repeat_interleave(128, 0).repeat_interleave(128, 1)
+    packed = pack_targets(Sample(labels=labels))["labels"]
+    assert len(packed) < labels.nbytes / 500
+
+
+def test_bytes_of_measurements_are_sorted_by_weight():
+    """Smooth depth shrinks by more than half, which it does not with the bytes of each value together."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    depth = (2 + rows / 64 + columns / 640)[None]
+    import zlib
+
+    assert len(pack_targets(Sample(depth=depth))["depth"]) < 0.8 * len(zlib.compress(depth.numpy().tobytes(), 1))
