@@ -1,5 +1,29 @@
 """From files to samples. Importing this registers the data sets and the transforms."""
 
-from siglip2_dense.data import ade20k, coco_stuff, folder, generated, loading, navi, nyuv2, pascal, rgbd, transforms
+from siglip2_dense.data import (
+    ade20k,
+    coco_stuff,
+    folder,
+    generated,
+    loading,
+    navi,
+    nyuv2,
+    pascal,
+    rgbd,
+    subset,
+    transforms,
+)
 
-__all__ = ["ade20k", "coco_stuff", "folder", "generated", "loading", "navi", "nyuv2", "pascal", "rgbd", "transforms"]
+__all__ = [
+    "ade20k",
+    "coco_stuff",
+    "folder",
+    "generated",
+    "loading",
+    "navi",
+    "nyuv2",
+    "pascal",
+    "rgbd",
+    "subset",
+    "transforms",
+]

@@ -9,7 +9,8 @@ from siglip2_dense.errors import UserError, nearest
 LOADER = {"batch_size", "num_workers", "dataset"}
 KEYS = {  # what may stand at the top level, and inside it
     "seed": None, "work_dir": None, "launcher": None, "model": None, "param_scheduler": None, "log_interval": None,
-    "pictures": None, "vis_backends": None, "custom_imports": None,
+    "pictures": None, "vis_backends": None, "custom_imports": None, "sweep": None, "seeds": None,
+    "feature_store": {"dir", "views", "dtype"},
     "train_cfg": {"max_iters", "val_interval", "save_interval"},
     "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,
 }  # fmt: skip
@@ -18,7 +19,7 @@ NEEDED_TO_TRAIN = (
     "log_interval", "model.heads", "train_cfg.max_iters", "train_cfg.val_interval", "train_dataloader.batch_size",
     "train_dataloader.dataset", "val_dataloader.dataset",
 )  # fmt: skip
-COUNTS = ("log_interval", "train_cfg.max_iters", "train_cfg.val_interval", "train_cfg.save_interval")
+COUNTS = ("seeds", "log_interval", "train_cfg.max_iters", "train_cfg.val_interval", "train_cfg.save_interval")
 
 
 def config_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,14 +17,16 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import nn
 
-from siglip2_dense.data.loading import stop_workers, train_loader
-from siglip2_dense.engine.evaluate import evaluate, report
+from siglip2_dense.data.loading import stop_workers
+from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
-from siglip2_dense.engine.run import BEST_HEAD, HEAD, Run
+from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import ENCODER
 from siglip2_dense.registry import build, check_arguments
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
 
 
 class JointOptimWrapper(OptimWrapperDict):
@@ -40,15 +43,23 @@ class JointOptimWrapper(OptimWrapperDict):
         yield
 
 
+class SilentOptimWrapper(OptimWrapper):
+    """Says no gradient's norm to the log, which would take those of several heads for one, and wait for each."""
+
+    def _clip_grad(self):
+        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], **self.clip_grad_kwargs)
+
+
 class KeepHeads(Hook):
     """Watches the loss, evaluates, and keeps heads and state, so that no NaN, kill or bad image loses anything."""
 
     priority = "LOW"  # after the schedule has stepped, so that the saved state is that of the next step
+    says = dict(type="RuntimeInfoHook")  # what tells the log of losses and learning rates
 
     def __init__(self, run: Run, resume: bool):
         self.run, self.resume = run, resume
         self.config = run.config.train_cfg
-        self.spoilt: torch.Tensor | bool = False
+        self.spoilt: torch.Tensor | bool = False  # which of the step's losses have not been finite
         self.mark = time.time()
         self.notes = {  # plain data, saved with the state
             "identity": run.identity,
@@ -78,13 +89,15 @@ class KeepHeads(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.run.probe.step = runner.iter
         # whatever a head draws, dropout say, is a function of the step
-        torch.manual_seed(hash((self.run.seed, runner.iter, get_rank())) % 2**63)
+        self.run.probe.draws = hash((self.run.seed, runner.iter, get_rank())) % 2**63
+        torch.manual_seed(self.run.probe.draws)
         for name, groups in runner.optim_wrapper.param_groups.items():
             self.notes["rates"][name] = max(self.notes["rates"].get(name, 0.0), *(group["lr"] for group in groups))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         step = runner.iter + 1
-        self.spoilt = self.spoilt | ~torch.isfinite(outputs["loss"])  # stays on the device: no waiting at each step
+        # stays on the device: no waiting at each step
+        self.spoilt = self.spoilt | ~torch.stack(list(outputs.values())).isfinite()
         evaluating = self._is_due(runner, step, self.config.val_interval)
         saving = evaluating or self._is_due(runner, step, self.config.get("save_interval", self.config.val_interval))
         if saving or step % self.run.config.log_interval == 0:
@@ -107,8 +120,8 @@ class KeepHeads(Hook):
 
     def _stop_if_spoilt(self, step: int) -> None:
         """Raise UserError, on all ranks or on none, when a loss or a weight is not finite."""
-        weights = [p.isfinite().all() for p in self.run.probe.parameters()]
-        spoilt = (torch.as_tensor(self.spoilt, device=weights[0].device) | ~torch.stack(weights).all()).int()
+        whole = torch.stack([p.isfinite().all() for p in self.run.probe.parameters()])
+        spoilt = torch.cat([self.spoilt, ~whole]).any().int()
         all_reduce(spoilt, "max")
         if not spoilt.item():
             return
@@ -122,20 +135,32 @@ class KeepHeads(Hook):
             broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
         pictures = None
         if step == runner.max_iters:
-            pictures = Pictures(run.probe, len(run.val_data), run.work_dir / "pictures", run.config.get("pictures", 0))
+            count = run.config.get("pictures", 0)
+            pictures = Pictures(run.probe.tasks, len(run.val_data), run.work_dir / "pictures", count)
         metrics = evaluate(run.probe, run.val_loader, f"evaluating {run.val_data.split} at step {step}", pictures)
-        if not is_main_process():
-            return
-        found = report(metrics, run.probe.tasks)
+        if is_main_process():
+            self._note(runner, step, metrics)
+
+    def _note(self, runner, step: int, metrics: dict) -> None:
+        run, found = self.run, report(metrics, self.run.probe.tasks)
+        if step == runner.max_iters:
+            keep_rows(run.work_dir / RESULTS, metrics, run.probe.tasks)
         measured = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
         self.notes["history"].append(measured)
         self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "images")}
-        runner.logger.info(found["table"])
+        runner.logger.info(self._told(found))
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
-        best, value = self.notes["best"], run.sign * found["metrics"][run.headline]
-        if best is None or value > run.sign * best["metrics"][run.headline]:
+        self._keep_best(measured)
+
+    def _told(self, found: dict) -> str:
+        """What the log says of an evaluation."""
+        return found["table"]
+
+    def _keep_best(self, measured: dict) -> None:
+        run, best = self.run, self.notes["best"]
+        if best is None or run.sign * measured["metrics"][run.headline] > run.sign * best["metrics"][run.headline]:
             self.notes["best"] = measured
-            run.save_head(BEST_HEAD, step, found["metrics"], self.notes["rates"])
+            run.save_head(BEST_HEAD, measured["step"], measured["metrics"], self.notes["rates"])
 
     def _save(self, runner, step: int) -> None:
         now = time.time()
@@ -149,14 +174,15 @@ class KeepHeads(Hook):
         save_state(self.run.work_dir, runner, self.run.probe, step, self.notes)
 
 
-def train(run: Run, resume: bool = False) -> None:
+def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, shown: Config | None = None) -> dict:
     """Train to the end, evaluating and saving on the way; with ``resume``, go on from the last saved step.
 
-    Raises UserError for a work dir that holds another run, unless it is to be resumed.
+    shown: the config for the log, where the run's own is made of it. Returns what ``keep`` has noted. Raises UserError
+    for a work dir that holds another run, unless it is to be resumed.
     """
-    config, loading = run.config, run.config.train_dataloader
-    _prepare(run, resume)
-    optimizers = _optimizers(run.probe)
+    config = run.config
+    prepare(run.work_dir, resume)
+    optimizers = optimizers_of(run.probe)
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
     for schedule in schedules:
         check_arguments(PARAM_SCHEDULERS, schedule)
@@ -170,8 +196,8 @@ def train(run: Run, resume: bool = False) -> None:
                 f"param_scheduler: {schedule['type']} takes every learning rate to eta_min={schedule['eta_min']}, the "
                 "encoder's smaller ones too; give eta_min_ratio."
             )
-    targets = tuple(task.target for task in run.probe.tasks.values())
-    loader = train_loader(run.train_data, loading.batch_size, loading.get("num_workers", 0), run.seed, targets)
+    loader = run.train_loader()
+    keeper = keep(run, resume)
     runner = Runner(
         model=run.probe,
         work_dir=str(run.work_dir),
@@ -180,26 +206,31 @@ def train(run: Run, resume: bool = False) -> None:
         optim_wrapper=JointOptimWrapper(**optimizers),
         param_scheduler=schedules,
         default_hooks=dict(
-            checkpoint=None, sampler_seed=None, logger=dict(type="LoggerHook", interval=config.log_interval)
+            runtime_info=keep.says,
+            checkpoint=None,
+            sampler_seed=None,
+            logger=dict(type="LoggerHook", interval=config.log_interval),
         ),
-        custom_hooks=[KeepHeads(run, resume)],
+        custom_hooks=[keeper],
         log_processor=dict(by_epoch=False),
         launcher=config.get("launcher", "none"),
         visualizer=dict(type="Visualizer", vis_backends=list(config.get("vis_backends", []))),
         randomness=dict(seed=run.seed),
         experiment_name=f"{run.work_dir.name}_{time.time_ns()}",
-        cfg=_with_wrapper(config),
+        cfg=_with_wrapper(shown or config),
     )
     try:
         runner.train()
     finally:
         stop_workers(loader)
         stop_workers(run.val_loader)
+    return keeper.notes
 
 
-def _optimizers(probe) -> dict[str, OptimWrapper]:
+def optimizers_of(probe) -> dict[str, OptimWrapper]:
     """One for each head, and one for what trains of the encoder."""
-    found = {name: _optimizer(probe.optim[name], head.parameters()) for name, head in probe.heads.items()}
+    wrapper = OptimWrapper if len(probe.heads) == 1 else SilentOptimWrapper
+    found = {name: _optimizer(probe.optim[name], head.parameters(), wrapper) for name, head in probe.heads.items()}
     if probe.trains_encoder:
         settings = {**next(iter(probe.optim.values())), **probe.encoder_optim}
         multiplier, decay = settings.pop("lr_mult", 1.0), settings.pop("layer_decay", 1.0)
@@ -210,27 +241,29 @@ def _optimizers(probe) -> dict[str, OptimWrapper]:
     return found
 
 
-def _optimizer(settings: dict, parameters) -> OptimWrapper:
+def _optimizer(settings: dict, parameters, wrapper: type[OptimWrapper] = OptimWrapper) -> OptimWrapper:
     """The optimizer of these parameters; ``clip_norm`` in its settings bounds the norm of their gradient."""
     settings = dict(settings)
     clip = settings.pop("clip_norm", None)
     if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
         raise UserError(f"clip_norm={clip!r}: give a number above 0.")
-    optimizer = build(OPTIMIZERS, settings, params=parameters)
-    return OptimWrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
+    # one pass over the weights instead of a dozen, which is most of what a small head's step takes
+    fused = dict(fused=True) if check_arguments(OPTIMIZERS, settings) in FUSED and "foreach" not in settings else {}
+    optimizer = build(OPTIMIZERS, settings, params=parameters, **fused)
+    return wrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
 
 
-def _prepare(run: Run, resume: bool) -> None:
+def prepare(work_dir: Path, resume: bool) -> None:
     """A work dir without another run's files, and without what a kill left half written."""
-    held = [name for name in (HEAD, STATE_FILE) if (run.work_dir / name).exists()]
+    held = [name for name in (HEAD, STATE_FILE) if (work_dir / name).exists()]
     if held and not resume:
         raise UserError(
-            f"{run.work_dir} holds a run already ({held[0]}); go on from it with --resume, or give another --work-dir."
+            f"{work_dir} holds a run already ({held[0]}); go on from it with --resume, or give another --work-dir."
         )
     dist.is_initialized() and dist.barrier()  # no rank may write before all have looked
     if is_main_process():
-        run.work_dir.mkdir(parents=True, exist_ok=True)
-        for leftover in run.work_dir.glob(".*.tmp"):
+        work_dir.mkdir(parents=True, exist_ok=True)
+        for leftover in work_dir.glob(".*.tmp"):
             leftover.unlink()
 
 

@@ -16,6 +16,7 @@ from siglip2_dense.models.windows import window_boxes
 from siglip2_dense.registry import MODELS, TASKS, build
 
 WINDOWS_PER_PASS = 16
+PARTS = ("head", "task", "optim", "seed")
 ENCODER = "encoder"  # the name of its tensors and its optimizer beside those of the heads
 
 
@@ -39,7 +40,9 @@ class DenseProbe(BaseModel):
     Args:
         heads: ``{name: dict(head=..., task=..., optim=...)}``. A head is built after the encoder and gets its facts, so
             the encoder's name is all that changes in a swap. A head of mmsegmentation is written as itself,
-            ``dict(type='mmseg.FCNHead', _scope_='mmseg', ...)``, with ``layers`` and ``norm`` as for ours.
+            ``dict(type='mmseg.FCNHead', _scope_='mmseg', ...)``, with ``layers`` and ``norm`` as for ours. What a head
+            begins with is a function of its settings and of ``seed=...`` beside them (by default, of where torch's own
+            stream stands before the probe is built), whatever the encoder and the other heads are.
         encoder: config of the encoder; none when features come from elsewhere, then ``facts`` say whose they are.
         inference: ``dict(mode='whole')``, or ``dict(mode='slide', crop=512, stride=341)``: windows over the image,
             predictions averaged where they overlap. ``flip=True`` beside either averages them with those of the
@@ -52,10 +55,12 @@ class DenseProbe(BaseModel):
 
     Attributes:
         step: of the training under way, for losses that begin otherwise than they go on; the engine sets it.
+        draws: the seed of what heads draw in a step, dropout say, each as if it were alone; the engine sets it.
         aligned: how the maps in the text space are made that a model wants beside its heads' taps, or none.
     """
 
     step: int | None = None
+    draws: int | None = None
     aligned: Alignment | None = None
 
     def __init__(
@@ -74,7 +79,8 @@ class DenseProbe(BaseModel):
         self.precision = precision
         if (encoder is None) == (facts is None):
             raise UserError("DenseProbe: give an encoder, or the facts of the one whose features it will get.")
-        self.encoder = build(MODELS, encoder) if isinstance(encoder, dict) else encoder
+        with torch.random.fork_rng(devices=[]):  # some towers are first drawn, then loaded
+            self.encoder = build(MODELS, encoder) if isinstance(encoder, dict) else encoder
         self.facts: EncoderFacts = facts or self.encoder.facts
         self.canvas = canvas
         self.inference = _checked_inference(inference or dict(mode="whole"))
@@ -83,18 +89,24 @@ class DenseProbe(BaseModel):
         self.optim: dict[str, dict] = {}
         self.tasks: dict[str, object] = {}
         self.heads = nn.ModuleDict()
+        stream = torch.get_rng_state()
         for name, parts in heads.items():
             if name == ENCODER:
                 raise UserError(f"heads.{ENCODER}: a head cannot have the encoder's name; call it something else.")
             for key in parts:
-                if key not in ("head", "task", "optim"):
-                    raise UserError(f"heads.{name} has no part {key!r}: {nearest(key, ('head', 'task', 'optim'))}")
+                if key not in PARTS:
+                    raise UserError(f"heads.{name} has no part {key!r}: {nearest(key, PARTS)}")
             for key in ("head", "task"):
                 if key not in parts:
                     raise UserError(
                         f"heads.{name} has no {key!r}: give dict(head=dict(type=...), task=dict(type=...))."
                     )
             self.tasks[name] = build(TASKS, parts["task"])
+            torch.set_rng_state(stream)
+            if (seed := parts.get("seed")) is not None:
+                if not isinstance(seed, int) or seed < 0:
+                    raise UserError(f"heads.{name}: seed={seed!r}; give a whole number from 0 on.")
+                torch.default_generator.manual_seed(seed)
             self.heads[name] = _build_head(parts["head"], self.facts, self.tasks[name].channels)
             self.optim[name] = dict(parts.get("optim", {}))
         self.taps = tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
@@ -169,21 +181,38 @@ class DenseProbe(BaseModel):
         """{HEAD: raw map (B, K, h, w)}."""
         device = next(iter(features.maps.values())).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            return {name: head(features) for name, head in self.heads.items()}
+            return self._raw(features)
+
+    def _raw(self, features: Features) -> dict[str, Tensor]:
+        """Heads that say which are of their kin are computed together with these."""
+        kin: dict[object, list[str]] = defaultdict(list)
+        for name, head in self.heads.items():
+            kin[getattr(head, "kin", name)].append(name)
+        found = {}
+        for names in kin.values():
+            if self.draws is not None and self.training:
+                torch.manual_seed(self.draws)
+            heads = [self.heads[name] for name in names]
+            raw = heads[0].together(heads, features) if len(heads) > 1 else [heads[0](features)]
+            found.update(zip(names, raw, strict=True))
+        return {name: found[name] for name in self.heads}
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None) -> list[dict[str, Tensor]]:
         """A prediction per head for each image, at the size the image was read at.
 
         Windows of one size, of whatever image, go through the encoder together; each image's are joined afterwards.
+        In place of an image may stand the Features of its windows, as ``predict_stored`` takes them.
         """
         if isinstance(images, Features):
             raise UserError("DenseProbe predicts from images; from Features it gives raw maps, mode='tensor'.")
+        if images and isinstance(images[0], Features):
+            return [self.predict_stored(features) for features in images]
         places = []
         for number, image in enumerate(images):
             resized = tuple(image.shape[-2:])
             original = samples[number].original_size if samples else resized
-            for window in self._windows(resized):
+            for window in self.windows(resized):
                 places.append((number, Geometry(resized, (0, 0, *resized), resized, resized, original, window)))
         by_size = defaultdict(list)
         for number, place in places:
@@ -198,28 +227,52 @@ class DenseProbe(BaseModel):
                             found[number][name].append(window)
         return [{name: self.tasks[name].predict(windows) for name, windows in image.items()} for image in found]
 
+    @torch.no_grad()
+    def predict_stored(self, features: Features) -> dict[str, Tensor]:
+        """A prediction per head for one image, at the size it was read at, from the features of its windows.
+
+        Their geometry says where each lies; behind them stand those of their mirror images where the inference has
+        ``flip``.
+        """
+        count = len(features) // (2 if self.inference.get("flip") else 1)
+        found = {name: [] for name in self.heads}
+        for first, last, mirrored in ((0, count, False), (count, len(features), True)):
+            for start in range(first, last, WINDOWS_PER_PASS):
+                for maps in self._read(features[start : min(start + WINDOWS_PER_PASS, last)], mirrored):
+                    for name, window in maps.items():
+                        found[name].append(window)
+        return {name: self.tasks[name].predict(windows) for name, windows in found.items()}
+
     def _pass(
         self, images: Sequence[Tensor], chunk: Sequence[tuple[int, Geometry]], mirrored: bool
     ) -> list[dict[str, tuple[Tensor, Geometry]]]:
         """{HEAD: (raw map, geometry)} of each window of a chunk, itself or seen in a mirror and turned back."""
         cuts = [_cut(images[number], place.window) for number, place in chunk]
         features = self.features([cut.flip(-1) for cut in cuts] if mirrored else cuts)
+        geometry = tuple(
+            replace(seen, resized=place.resized, original=place.original, window=place.window)
+            for seen, (_, place) in zip(features.geometry, chunk, strict=True)
+        )
+        return self._read(replace(features, geometry=geometry), mirrored)
+
+    def _read(self, features: Features, mirrored: bool) -> list[dict[str, tuple[Tensor, Geometry]]]:
+        """The same from the windows' features."""
         raw = self.raw(features)
         found = []
-        for i, (seen, (_, place)) in enumerate(zip(features.geometry, chunk, strict=True)):
-            size, maps = place.window[2:], {name: values[i] for name, values in raw.items()}
+        for i, seen in enumerate(features.geometry):
+            size, maps = seen.window[2:], {name: values[i] for name, values in raw.items()}
             if seen.scaled:  # windows of one size have the same cells and fill the grid
                 seen = replace(seen, padded=size, box=(0, 0, *size), scaled=False)
             top, left, height, width = seen.box
             if mirrored:  # an odd padding is not the same on both sides
                 left = seen.padded[1] - left - width
                 maps = {name: turned_back(values, self.tasks[name].mirrored) for name, values in maps.items()}
-            box = (top, left, height, width)
-            seen = replace(seen, box=box, resized=place.resized, original=place.original, window=place.window)
+            seen = replace(seen, box=(top, left, height, width))
             found.append({name: (values, seen) for name, values in maps.items()})
         return found
 
-    def _windows(self, size: Size) -> list[Box]:
+    def windows(self, size: Size) -> list[Box]:
+        """The windows of an image of this size, as the inference wants them."""
         if self.inference["mode"] == "whole":
             return [(0, 0, *size)]
         return window_boxes(size, self.inference["crop"], self.inference["stride"])

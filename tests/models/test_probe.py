@@ -227,3 +227,61 @@ def test_heads_in_bfloat16_give_float32():
     torch.testing.assert_close(half, full, rtol=0, atol=0.02 * full.abs().max().item())
     with pytest.raises(UserError, match="fp32"):
         probe(precision="fp16")
+
+
+def heads_of(settings, classes=("a", "b", "c")):
+    task = dict(type="Segmentation", classes=list(classes))
+    return {
+        name: dict(head=dict(type="LinearHead", **head), task=task, **more) for name, (head, more) in settings.items()
+    }
+
+
+def test_what_a_head_begins_with_is_of_its_own_settings_and_seed_alone():
+    def built(settings, seed=0, **options):
+        torch.manual_seed(seed)
+        return DenseProbe(heads_of(settings), **{"encoder": ENCODER, **options}).heads.state_dict()
+
+    both = built({"a": ({}, {}), "b": (dict(layers="last4"), {}), "c": ({}, dict(seed=3)), "d": ({}, dict(seed=0))})
+    alone = built({"b": (dict(layers="last4"), {})})
+    assert all(torch.equal(both[name], tensor) for name, tensor in alone.items())
+    assert torch.equal(both["a.conv.weight"], both["d.conv.weight"])  # torch's stream was at seed 0
+    assert not torch.equal(both["a.conv.weight"], both["c.conv.weight"])
+    assert torch.equal(built({"c": ({}, {})}, seed=3)["c.conv.weight"], both["c.conv.weight"])
+    facts = probe().facts  # nor of whether an encoder was built before
+    assert torch.equal(built({"a": ({}, {})}, encoder=None, facts=facts)["a.conv.weight"], both["a.conv.weight"])
+    with pytest.raises(UserError, match=r"heads.a: seed='x'; give a whole number"):
+        built({"a": ({}, dict(seed="x"))})
+
+
+def test_an_encoder_whose_weights_are_loaded_does_not_change_what_heads_begin_with(test_data):
+    file = test_data / "weights" / "tf_efficientnet_lite0_in1k_fp16.safetensors"
+    found = []
+    for weights in ("random", str(file)):
+        torch.manual_seed(0)
+        found.append(probe(encoder=dict(type="FrozenEncoder", name="tf_efficientnet_lite0", weights=weights)))
+    assert torch.equal(found[0].heads["seg"].conv.weight, found[1].heads["seg"].conv.weight)
+
+
+def test_heads_that_see_the_same_are_computed_together_and_as_alone(monkeypatch):
+    heads = {"a": {}, "other": dict(layers="last4"), "b": dict(batch_norm=True), "c": dict(upsample=2)}
+    settings = {name: (head, {}) for name, head in heads.items()}
+    model = DenseProbe(heads_of(settings), encoder=ENCODER)
+    features = model.features([sample(48, 64, seed=k).image for k in (0, 1)])
+    product, calls = F.linear, []
+    monkeypatch.setattr(F, "linear", lambda x, w, *more: calls.append(len(w)) or product(x, w, *more))
+    raw = model.raw(features)
+    assert calls == [48, 16] and list(raw) == list(settings)  # rows: 3 classes, filled up to 16
+    for name, head in model.heads.items():
+        assert (raw[name] - head(features)).abs().max() < 1e-6
+
+
+def test_what_a_head_draws_in_a_step_does_not_depend_on_the_heads_before_it():
+    mmseg = dict(type="mmseg.FCNHead", _scope_="mmseg", channels=8, num_convs=1, dropout_ratio=0.5)
+    task = dict(type="Segmentation", classes=["a", "b"])
+    model = DenseProbe({name: dict(head=mmseg, task=task) for name in "abc"}, encoder=ENCODER).train()
+    features = model.features([sample(48, 64).image])
+    model.draws = 7
+    raw = model.raw(features)
+    assert torch.equal(raw["a"], raw["c"])
+    model.draws = 8
+    assert not torch.equal(raw["a"], model.raw(features)["a"])

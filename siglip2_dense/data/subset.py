@@ -1,0 +1,69 @@
+"""A data set in two parts: the images that heads train on, and those held out to choose among them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from siglip2_dense.contracts import Sample
+from siglip2_dense.errors import UserError
+from siglip2_dense.registry import DATASETS, build
+
+PARTS = ("kept", "held out")
+
+
+@DATASETS.register_module()
+class Subset(Dataset):
+    """Whole images of another data set, in its order. Which are held out is a function of ``seed`` and their number.
+
+    An image is transformed as it would be in the whole set: what is drawn for it depends on (seed, epoch, its place
+    there).
+
+    Args:
+        dataset: the config of the whole set, without transforms.
+        part: "kept" or "held out".
+        holdout: the fraction that is held out, at least one image.
+        transforms, seed: of the whole set.
+    """
+
+    def __init__(
+        self,
+        dataset: dict,
+        part: str,
+        holdout: float,
+        transforms: Sequence[dict | Callable] = (),
+        seed: int = 0,
+    ):
+        if part not in PARTS:
+            raise UserError(f"Subset: part={part!r}; give 'kept' or 'held out'.")
+        if isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 < holdout < 1:
+            raise UserError(f"holdout={holdout!r}: give the fraction of the training images to hold out, such as 0.1.")
+        self.whole = build(DATASETS, dataset, transforms=transforms, seed=seed)
+        size = len(self.whole)
+        if size < 2:
+            raise UserError(f"{self.whole.name} has one image of split {self.whole.split}: none can be held out.")
+        held = min(max(round(size * holdout), 1), size - 1)
+        order = np.random.default_rng([seed, *b"holdout"]).permutation(size)  # a stream of its own
+        self.indices = np.sort(order[held:] if part == "kept" else order[:held]).tolist()
+        self.name, self.classes, self.targets = self.whole.name, self.whole.classes, self.whole.targets
+        self.split = f"{self.whole.split}, {part}"
+
+    @property
+    def metainfo(self) -> dict:
+        return self.whole.metainfo
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        index = range(len(self))[index]
+        return replace(self.whole[epoch, self.indices[index]], index=index)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the fingerprint of the whole set and the places of these images in it."""
+        return hashlib.sha256(f"{self.whole.fingerprint()} {self.indices}".encode()).hexdigest()
