@@ -1,0 +1,118 @@
+"""What a run will cost: operations, bytes and time, straight through the encoder and from stored features.
+
+No weights and no data are needed. Times are estimates: what is assumed of the device is printed with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from siglip2_dense.cli.common import add_config_arguments, load_config
+
+EXAMPLES = """examples:
+  python tools/plan.py configs/probe_ade20k.py --device h100
+  python tools/plan.py configs/probe_ade20k.py --device a100 --cfg-options model.encoder.precision=bf16
+  python tools/plan.py configs/probe_navi_depth.py --encoder dinov2-base-14 --images 2024 555 --features DIR
+"""
+UNKNOWN = "unknown"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--device", choices=("h100", "a100", "cpu"), default="cpu", help="default this machine's CPU")
+    parser.add_argument(
+        "--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="how many, if not to be looked for"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write all of it")
+    arguments = parser.parse_args(argv)
+
+    from siglip2_dense import records
+    from siglip2_dense.engine.devices import DEVICES, measured_cpu
+    from siglip2_dense.engine.plan import plan
+
+    device = measured_cpu() if arguments.device == "cpu" else DEVICES[arguments.device]
+    found = plan(load_config(arguments), device, arguments.images)
+    print(_text(found))
+    if arguments.json:
+        records.write(arguments.json, found)
+
+
+def _text(found: dict) -> str:
+    encoder, data, schedule, size = (found[key] for key in ("encoder", "data", "schedule", "bytes"))
+    operations = sum(encoder["operations"].values())
+    parts = ", ".join(f"{name} {count / operations:.0%}" for name, count in encoder["operations"].items() if count)
+    rows = [
+        ("encoder", f"{encoder['name']}: {encoder['parameters'] / 1e6:.1f} M parameters, {encoder['precision']}"),
+        ("  one image", f"{_size(encoder['pixels'])} pixels, {_count(operations)}FLOP ({parts})"),
+    ]
+    for name, head in found["heads"].items():
+        passes = f"{_count(head['forward'])}FLOP an image, {_count(head['training'])}FLOP in training"
+        names = name.split(", ")
+        title = f"head {name}" if len(names) < 4 else f"{len(names)} heads"
+        rows.append((title, f"{head['parameters'] / 1e6:.3f} M parameters, {passes}"))
+    for split, words in (("train", f"{schedule['images_per_step']} a step"), ("val", "")):
+        one = data[split]
+        count = UNKNOWN if one["images"] is None else f"{one['images']:,} images ({one['counted']})"
+        words = words or f"{one['passes']:.3g} passes each, tested {schedule['evaluations']} times"
+        rows.append((f"data {split}", f"{one['name']} {one['split']}: {count}, {words}"))
+    epochs = "" if schedule["epochs"] is None else f", {schedule['epochs']:.3g} epochs"
+    rows.append(("training", f"{schedule['steps']:,} steps{epochs}"))
+    rows.append(("memory", f"weights {_bytes(size['weights'])}, activations about {_bytes(size['activations'])}"))
+    views = f"{schedule['views']} view{'s' * (schedule['views'] > 1)} of training {_bytes(size['stored_train'])}"
+    words = f"{_bytes(size['stored_image'])} an image and view: {views}, windows of evaluation "
+    words += f"{_bytes(size['stored_windows'])}; an epoch reads {_bytes(size['read_each_epoch'])}"
+    rows.append(("store", words + (f"; {_bytes(size['free'])} are free" if size["free"] is not None else "")))
+    rows.append(("time on", found["device"]["name"]))
+    speed = found["images_per_second"]
+    for way, phases in found["seconds"].items():
+        words = ", ".join(f"{name.replace('_', ' ')} {_duration(seconds)}" for name, seconds in phases.items())
+        limit = ", as the disk reads" if way == "stored" and found["disk_limits_stored"] else ""
+        rows.append((f"  {way}", f"{words} ({_speed(speed[way])} images/s in training{limit})"))
+    rows.append(("  assumed", _assumed(found)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {words}" for name, words in rows)
+
+
+def _assumed(found: dict) -> str:
+    device = found["device"]
+    reached = device["reached"][found["encoder"]["precision"]]
+    typical = [split for split, one in found["data"].items() if one["typical_sizes"]]
+    return (
+        f"{reached:.0%} of {_count(device['operations'][found['encoder']['precision']])}FLOP/s, "
+        f"{device['reached_otherwise']:.0%} of {_bytes(device['memory'])}/s, disk {_bytes(device['disk'])}/s, "
+        f"{_bytes(device['keeps'])} of a store kept in memory, "
+        f"{device['step'] * 1e3:g} ms beside the arithmetic of a step; images decoded as fast as they are wanted"
+        + (f"; typical image sizes ({', '.join(typical)})" if typical else "")
+    )
+
+
+def _size(size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _count(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} P"
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{_count(value)}B"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 72)):
+        if seconds < most * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 86400:,.0f} days"
