@@ -1,11 +1,13 @@
 """Class names and colours of the data sets, by name, in the order of their labels.
 
-Sources: ADE20K scene parsing benchmark (Zhou et al. 2017), PASCAL VOC 2012 (Everingham et al.), COCO-Stuff (Caesar
-et al. 2018); colours as in mmsegmentation. A user's own set brings its names in a file or a list.
+Sources: ADE20K scene parsing benchmark (Zhou et al. 2017), PASCAL VOC 2012 (Everingham et al.), PASCAL Context with 59
+classes (Mottaghi et al. 2014), COCO-Stuff (Caesar et al. 2018); colours as in mmsegmentation. Sets of hundreds of
+classes have their names in their own files, and a user's own set brings them in a file or a list.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +60,12 @@ CLASSES: dict[str, tuple[str, ...]] = {
     structural-other, table, tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other,
     wall-panel, wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood
     """),
+    "pascal_context": _names("""
+    aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car, cat,
+    ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass, ground, horse,
+    keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves,
+    sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, water, window, wood
+    """),
     "generated": ("floor", "wall", "ceiling", "box", "sphere", "cylinder"),
 }
 
@@ -91,6 +99,12 @@ PALETTES: dict[str, tuple[Colour, ...]] = {
     00c020 40e040 400040 80c0a0 406040 4080c0 00c0a0 c0e040 408040 80c020 c020c0 4040c0 004020 40a0c0 c04040 8040a0
     4020c0 c0c0c0 0040a0 c0a0c0 c0c000 804060 c02040 c04080 40c060 40a040 404000
     """),
+    "pascal_context": _colours("""
+    b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652 8fff8c
+    ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0 ffb806
+    0aff47 ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff 8c8c8c
+    fa0a0f 14ff00 1fff00 ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff
+    """),
     "generated": _colours("a06e3c 7896c8 ebe1aa dc3c32 3caa50 9646be"),
 }
 
@@ -99,9 +113,10 @@ CLASSES["voc20"], PALETTES["voc20"] = CLASSES["pascal"][1:], PALETTES["pascal"][
 
 
 def classes_of(source: str | Path | Sequence[str]) -> tuple[str, ...]:
-    """Class names: of a known set, of a file (see ``read_classes``), or the given list itself.
+    """Class names: of a known set, of a file (see ``read_classes``), or the given list, without blanks around them.
 
-    Raises UserError when ``source`` is neither a known name nor a file, or when a list holds anything but names.
+    Raises UserError when ``source`` is neither a known name nor a file, when a list holds anything but names, or a
+    name that is empty or there twice.
     """
     if isinstance(source, str) and source in CLASSES:
         return CLASSES[source]
@@ -112,21 +127,26 @@ def classes_of(source: str | Path | Sequence[str]) -> tuple[str, ...]:
         raise UserError(
             f"classes={str(source)!r} is neither a known set nor a file: {nearest(str(source), CLASSES, known)}"
         )
-    if not source or not all(isinstance(name, str) for name in source):
-        raise UserError(f"classes={source!r} is not a list of names; give one name for each label, from 0 on.")
-    return tuple(source)
+    return _checked("classes", source)
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
-    """Class names of a text file: one a line in the order of the labels, or lines of "label<TAB>name".
+    """Class names of a JSON file, a list in the order of the labels, or of a text file: one a line in that order, or
+    lines of "label<TAB>name".
 
-    Raises UserError when the file is empty or its labels are not 0, 1, 2, … in order.
+    Raises UserError when the file is empty, its labels are not 0, 1, 2, … in order, or as ``classes_of``.
     """
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    content = Path(path).read_text(encoding="utf-8")
+    if Path(path).suffix.lower() == ".json":
+        try:
+            return _checked(str(path), json.loads(content))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: cannot be read as JSON ({error}); it should be a list of names.") from error
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path}: holds no class names; write one a line, in the order of the labels.")
     if "\t" not in lines[0]:
-        return tuple(lines)
+        return _checked(str(path), lines)
     names = []
     for label, line in enumerate(lines):
         found, _, name = line.partition("\t")
@@ -134,5 +154,28 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
             raise UserError(
                 f"{path}: expected label {label}, a tab and its name, found {line!r}; list all labels in order."
             )
-        names.append(name.strip())
-    return tuple(names)
+        names.append(name)
+    return _checked(str(path), names)
+
+
+def _checked(where: str, names: object) -> tuple[str, ...]:
+    """The names without blanks around them. Two that differ in case alone are one: most tokenizers do not see it."""
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: {_short(names)} is not a list of names; give one name for each label, from 0 on.")
+    names = tuple(name.strip() for name in names)
+    first: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if not name:
+            raise UserError(f"{where}: the name of label {label} is empty; give each label a name.")
+        before = first.setdefault(" ".join(name.lower().split()), label)
+        if before != label:
+            raise UserError(
+                f"{where}: the labels {before} and {label} are both called {name!r}; pixels cannot be told apart by "
+                "one name, so give each label its own."
+            )
+    return names
+
+
+def _short(names: object) -> str:
+    text = repr(names)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     for verb in (preparing, verifying):
         verb.add_argument(
             "name",
-            help="ade20k, pascal, coco_stuff, nyuv2, nyuv2_labelled, nyuv2_geonet, navi or generated; for your own "
-            "images: folder, with labels, or rgbd, with depth",
+            help="ade20k, ade20k_full, pascal, pascal_context, pascal_context_459, coco_stuff, nyuv2, nyuv2_labelled, "
+            "nyuv2_geonet, navi or generated; for your own images: folder, with labels, or rgbd, with depth",
         )
     showing.add_argument("name", help="a data set as above, without transforms, or a config, with its own")
     for verb in (preparing, verifying, showing):

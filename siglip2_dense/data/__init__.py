@@ -2,6 +2,7 @@
 
 from siglip2_dense.data import (
     ade20k,
+    ade20k_full,
     coco_stuff,
     folder,
     generated,
@@ -9,6 +10,7 @@ from siglip2_dense.data import (
     navi,
     nyuv2,
     pascal,
+    pascal_context,
     rgbd,
     subset,
     transforms,
@@ -16,6 +18,7 @@ from siglip2_dense.data import (
 
 __all__ = [
     "ade20k",
+    "ade20k_full",
     "coco_stuff",
     "folder",
     "generated",
@@ -23,6 +26,7 @@ __all__ = [
     "navi",
     "nyuv2",
     "pascal",
+    "pascal_context",
     "rgbd",
     "subset",
     "transforms",

@@ -70,6 +70,7 @@ class PixelDataset(Dataset):
     targets: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "val")
     first_label = 0  # how the files call class 0
+    suffix = ".png"  # of the files of targets
 
     def __init__(
         self,
@@ -122,16 +123,16 @@ class PixelDataset(Dataset):
     ) -> list[tuple[str, ...]]:
         """(image, its file of each target) below the root for the named images, or all, of the folder ``images``.
 
-        targets: {what it is: folder}; there, an image's file is STEM.png. An image that is not there or lacks a file
-        goes to ``missing`` and is left out.
+        targets: {what it is: folder}; there, an image's file is its stem with the set's suffix. An image that is not
+        there or lacks a file goes to ``missing`` and is left out.
         """
         self.require(images, *targets.values())
         listing = files_in(self.root / images, IMAGE_SUFFIXES)
         present = set(listing)
-        partners = {folder: set(files_in(self.root / folder, {".png"})) for folder in targets.values()}
+        partners = {folder: set(files_in(self.root / folder, {self.suffix})) for folder in targets.values()}
         found = []
         for name in listing if names is None else names:
-            image, partner = f"{images}/{name}", f"{Path(name).stem}.png"
+            image, partner = f"{images}/{name}", f"{Path(name).stem}{self.suffix}"
             lacking = [target for target, folder in targets.items() if partner not in partners[folder]]
             if name not in present:
                 self.missing(f"{self.root / image} is listed but not there", self.remedy("verify"))

@@ -22,13 +22,13 @@ from siglip2_dense.contracts import Size
 from siglip2_dense.data.download import open_tar
 from siglip2_dense.data.navi import MULTIVIEW, WILD, shrink
 from siglip2_dense.data.nyuv2 import LABELLED, LISTS, NORMALS, SIZE, SPLITS, open_labelled, read_mat, turned
+from siglip2_dense.data.reading import WORKERS
 from siglip2_dense.data.transforms import fitted
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import atomic, write_text
 from siglip2_dense.label_sets import PALETTES
 from siglip2_dense.resample import resize_labels
 
-WORKERS = min(8, os.cpu_count() or 1)
 VOC_LISTS = "ImageSets/Segmentation"
 NAVI_SHORT, NAVI_NOTE = 1024, "README.txt"
 ARRAYS = {  # all that a pickle of NumPy arrays asks for

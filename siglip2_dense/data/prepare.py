@@ -32,12 +32,12 @@ def prepare(name: str, root: str | Path | None = None) -> bool:
             path = downloads / archive.url.rpartition("/")[2]
             archive.use(fetch(archive.url, path, archive.size, archive.md5), root)
     for derived in recipe.derived:
-        if not (root / derived.makes).exists():
+        if not (root / derived.makes).exists() and (root / derived.needs).exists():
             derived.make(root)
     for part in recipe.by_hand:
         if not any(root.glob(part.makes)):
             raise UserError(
-                f"{name}: {part.how.format(root=root)}, and run `python tools/data.py verify {name} --root {root}`."
+                f"{name}: {part.how.format(root=root)}, and run `python tools/data.py prepare {name} --root {root}`."
             )
     whole = verify(name, root)
     if whole and downloads.is_dir() and any(downloads.iterdir()):

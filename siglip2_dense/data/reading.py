@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,14 @@ from PIL import Image, ImageOps
 
 from siglip2_dense.errors import UserError
 
+WORKERS = min(8, os.cpu_count() or 1)  # threads that read and write files
 DEPTH_MODES = ("I;16", "I;16B", "I")  # Pillow's names of one channel of 16 bits; its versions differ
 LABEL_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # Pillow's names of one channel: 8 bits, palette, 1, 32 and 16 bits
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Pillow's image of a file. Raises UserError naming it when it is missing or damaged, also while it is used."""
     try:
         with Image.open(path) as image:
             yield image
@@ -32,7 +35,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises UserError naming the file when it is missing, damaged, or has more than 8 bits a channel.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode.startswith(("I", "F")):
             raise UserError(f"{path}: has more than 8 bits a pixel ({image.mode}); save it as an 8-bit image.")
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
@@ -43,7 +46,7 @@ def read_labels(path: str | Path) -> np.ndarray:
 
     Raises UserError naming the file when it is missing, damaged, or holds colours.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in LABEL_MODES:
             raise UserError(
                 f"{path}: holds colours ({image.mode}), not class numbers; save labels as a single channel or palette."
@@ -57,7 +60,7 @@ def read_depth(path: str | Path, scale: float = 1000.0, invalid: Sequence[int] =
     invalid: stored numbers that mean "none", as 0 always does. Raises UserError naming the file when it is missing,
     damaged, has colours or only 8 bits.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in DEPTH_MODES:
             raise UserError(
                 f"{path}: holds {image.mode} pixels, not depth; save depth as a PNG of one channel with 16 bits."

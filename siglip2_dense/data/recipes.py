@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from siglip2_dense.data.ade20k import ADE20K
+from siglip2_dense.data.ade20k_full import NAMES, SOURCE, ADE20KFull, write_full
 from siglip2_dense.data.base import PixelDataset, data_root
 from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.conversion import (
@@ -25,12 +26,26 @@ from siglip2_dense.data.generated import GeneratedScenes
 from siglip2_dense.data.navi import NAVI
 from siglip2_dense.data.nyuv2 import LABELLED, LISTS, NORMALS, SPLITS, NYUv2, NYUv2GeoNet, NYUv2Labelled
 from siglip2_dense.data.pascal import PascalVOC
+from siglip2_dense.data.pascal_context import (
+    ALL_LABELS,
+    ALL_NAMES,
+    ALL_VAL,
+    ANNOTATIONS,
+    PascalContext,
+    PascalContext459,
+    add_context_459,
+    write_context,
+)
+from siglip2_dense.data.pascal_context import LISTS as CONTEXT_LISTS
 from siglip2_dense.data.rgbd import RGBDFolder
 from siglip2_dense.errors import UserError, nearest
 
 SETS: dict[str, type[PixelDataset]] = {
     "ade20k": ADE20K,
+    "ade20k_full": ADE20KFull,
     "pascal": PascalVOC,
+    "pascal_context": PascalContext,
+    "pascal_context_459": PascalContext459,
     "coco_stuff": COCOStuff,
     "nyuv2": NYUv2,
     "nyuv2_labelled": NYUv2Labelled,
@@ -51,6 +66,8 @@ OWN = {  # sets of the user's own: how they are laid out
     ),
 }
 COCO = "http://images.cocodataset.org/zips"
+CONTEXT = "https://roozbehm.info/pascal-context/trainval.tar.gz"
+CAT_SEG = "https://raw.githubusercontent.com/cvlab-kaist/CAT-Seg/6d3a188af95165147fe2f34a8237fa7d2633e784"
 BTS = "https://raw.githubusercontent.com/cleinc/bts/5e3406b35d1497b2e55d2dd600524d1f4efacaed"
 
 
@@ -59,7 +76,7 @@ class Archive:
     """A file to fetch and what to do with it."""
 
     url: str
-    size: int  # bytes, about; for the check of free space
+    size: int | None  # bytes, about; for the check of free space where the server does not say
     md5: str | None  # none where nobody publishes one; a damaged archive shows when it is used
     use: Callable[[Path, Path], None]  # of the archive and the root
     makes: str  # below the root; there only when the archive has been used
@@ -71,6 +88,7 @@ class Derived:
 
     make: Callable[[Path], None]  # of the root
     makes: str
+    needs: str = ""  # below the root, from what is fetched by hand: nothing is made before it is there
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,14 @@ LABELLED_FILES = (
         makes=LABELLED,
     ),
     Archive(f"{BTS}/utils/splits.mat", 2_626, "08e3c3aea27130ac7c01ffd739a4535f", place, SPLITS),
+)
+
+VOC_2010 = Archive(
+    url="http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar",
+    size=1_300_000_000,
+    md5="da459979d0c395079b5c75ee67908abb",
+    use=partial(unpack, inside="VOCdevkit/VOC2010"),
+    makes="JPEGImages",
 )
 
 # Checksums of the archives: those of public loaders; VOC's and SBD's are torchvision's, COCO's are PaddleDetection's.
@@ -134,6 +160,42 @@ RECIPES = {
             ),
         ),
         counts={"train": 1_464 + 9_118, "val": 1_449},
+    ),
+    "ade20k_full": Recipe(
+        by_hand=(
+            ByHand(
+                makes=f"{SOURCE}/validation",
+                how="ADE20K_2021_17_01.zip is sent to those who register at https://ade20k.csail.mit.edu/request_data; "
+                f"unpack it so that {{root}}/{SOURCE}/validation is a folder",
+            ),
+        ),
+        derived=(Derived(write_full, NAMES, needs=f"{SOURCE}/validation"),),
+        counts={"val": 2_000},
+        parts={"val": "annotations_detectron2"},
+    ),
+    "pascal_context": Recipe(  # the counts are those of its authors' interface; papers say 4,998 and 5,105
+        archives=(
+            VOC_2010,
+            Archive(
+                url=f"https://codalabuser.blob.core.windows.net/public/{ANNOTATIONS}",
+                size=None,
+                md5="3c2d0c0656b7be9eb61928ffe885d8ce",
+                use=place,
+                makes=ANNOTATIONS,
+            ),
+        ),
+        derived=(Derived(write_context, f"{CONTEXT_LISTS}/val.txt"),),
+        counts={"train": 4_996, "val": 5_104},
+        parts={"train": CONTEXT_LISTS, "val": CONTEXT_LISTS},
+    ),
+    "pascal_context_459": Recipe(
+        archives=(
+            VOC_2010,
+            Archive(f"{CAT_SEG}/datasets/{ALL_VAL}", 61_247, "cec0bc6c863d2c4102d5d64ace6d41fb", place, ALL_VAL),
+            Archive(CONTEXT, 30_700_000, None, add_context_459, f"{ALL_LABELS}/{ALL_NAMES}"),
+        ),
+        counts={"val": 5_104},
+        parts={"val": ALL_LABELS},
     ),
     "coco_stuff": Recipe(
         archives=(

@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from siglip2_dense.contracts import IGNORE, Sample
 from siglip2_dense.data.base import IMAGE_SUFFIXES, PixelDataset
-from siglip2_dense.data.conversion import WORKERS
 from siglip2_dense.data.geometry import fitted_normals
-from siglip2_dense.data.reading import DEPTH_MODES
+from siglip2_dense.data.reading import DEPTH_MODES, WORKERS
 from siglip2_dense.data.recipes import OWN, RECIPES, SETS, Recipe, find_root, folders, own_targets, require_known
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build

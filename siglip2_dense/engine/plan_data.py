@@ -18,7 +18,8 @@ from siglip2_dense.registry import DATASETS, TRANSFORMS, build, check_arguments
 
 GEOMETRIC = {"ResizeShortSide", "Resize", "RandomResize", "RandomCrop", "Crop", "CenterCrop"}
 TYPICAL: dict[str, Size] = {  # height and width of most images, where none is there to look at
-    "ade20k": (512, 683), "pascal": (375, 500), "coco_stuff": (480, 640), "nyuv2": (480, 640),
+    "ade20k": (512, 683), "ade20k_full": (512, 683), "pascal": (375, 500), "pascal_context": (375, 500),
+    "pascal_context_459": (375, 500), "coco_stuff": (480, 640), "nyuv2": (480, 640),
     "nyuv2_labelled": (480, 640), "nyuv2_geonet": (480, 640), "navi": (512, 512),
 }  # fmt: skip
 OTHERWISE = (480, 640)

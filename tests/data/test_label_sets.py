@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from siglip2_dense.data import scenes
@@ -7,7 +9,12 @@ from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
 
 @pytest.mark.parametrize(
     ("name", "theirs"),
-    [("ade20k", "ADE20KDataset"), ("pascal", "PascalVOCDataset"), ("coco_stuff", "COCOStuffDataset")],
+    [
+        ("ade20k", "ADE20KDataset"),
+        ("pascal", "PascalVOCDataset"),
+        ("pascal_context", "PascalContextDataset59"),
+        ("coco_stuff", "COCOStuffDataset"),
+    ],
 )
 def test_names_and_colours_are_those_of_mmsegmentation(name, theirs):
     import mmseg.datasets
@@ -18,7 +25,7 @@ def test_names_and_colours_are_those_of_mmsegmentation(name, theirs):
 
 
 def test_every_set_has_a_colour_for_each_class():
-    counts = {"ade20k": 150, "pascal": 21, "voc20": 20, "coco_stuff": 171, "generated": 6}
+    counts = {"ade20k": 150, "pascal": 21, "voc20": 20, "pascal_context": 59, "coco_stuff": 171, "generated": 6}
     assert {name: len(classes) for name, classes in CLASSES.items()} == counts
     assert {name: len(colours) for name, colours in PALETTES.items()} == counts
 
@@ -42,11 +49,64 @@ def test_classes_by_name_by_list_and_by_file(tmp_path):
     assert classes_of(plain) == classes_of(str(numbered)) == ("sky", "road sign")
 
 
+LISTS = {"ade150": "ade20k", "coco": "coco_stuff", "voc20": "voc20"}  # those of open-vocabulary work, and ours
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_others_are_read_and_are_ours(test_data, name):
+    found = classes_of(test_data / f"openvocab_classnames/{name}.json")
+    assert found == CLASSES[LISTS[name]]  # one has "bed "
+
+
+def test_long_lists_of_others_are_read(test_data):
+    folder = test_data / "openvocab_classnames"
+    assert [len(classes_of(folder / f"{name}.json")) for name in ("ade847", "pc459", "pc59", "voc20b")] == [
+        847, 459, 59, 59,
+    ]  # fmt: skip
+    named = set(CLASSES["pascal_context"]) ^ set(classes_of(folder / "pc59.json"))
+    assert named == {"table", "diningtable"} and set(classes_of(folder / "voc20b.json")) == set(
+        classes_of(folder / "pc59.json")
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["sky", "road", "Sky "], "the labels 0 and 2 are both called 'Sky'"),
+        (["traffic light", "traffic  light"], "the labels 0 and 1 are both called"),
+        (["sky", " "], "the name of label 1 is empty"),
+        ("sky", "'sky' is not a list of names"),
+        ({"0": "sky"}, "is not a list of names"),
+        (["sky", 3], "is not a list of names"),
+        ([], "is not a list of names"),
+    ],
+)
+def test_names_that_are_none_or_the_same_are_refused(tmp_path, names, message):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(names))
+    with pytest.raises(UserError, match=rf"names\.json: .*{message}"):
+        classes_of(path)
+    if isinstance(names, list):
+        with pytest.raises(UserError, match=rf"classes: .*{message}"):
+            classes_of(names)
+    if len(names) == 3 and isinstance(names, list):
+        (tmp_path / "names.txt").write_text("\n".join(names))
+        with pytest.raises(UserError, match=rf"names\.txt: {message}"):
+            classes_of(tmp_path / "names.txt")
+
+
+def test_a_broken_json_is_named(tmp_path):
+    (tmp_path / "names.json").write_text('["sky", ')
+    with pytest.raises(UserError, match=r"names\.json: cannot be read as JSON .* should be a list of names"):
+        classes_of(tmp_path / "names.json")
+
+
 def test_an_unknown_set_names_the_nearest():
     with pytest.raises(UserError, match=r"classes='ade2k' is neither a known set nor a file: did you mean 'ade20k'"):
         classes_of("ade2k")
     with pytest.raises(
-        UserError, match=r"known sets are ade20k, coco_stuff, generated, pascal, voc20; else give a list"
+        UserError,
+        match=r"known sets are ade20k, coco_stuff, generated, pascal, pascal_context, voc20; else give a list",
     ):
         classes_of("zzz.txt")
 

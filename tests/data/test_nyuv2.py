@@ -492,7 +492,7 @@ def test_nyuv2_is_prepared_but_for_what_is_fetched_by_hand(bts, labelled, tmp_pa
     sentence = str(caught.value)
     assert "sync.zip" in sentence and "github.com/cleinc/bts" in sentence and f"{root}/sync/basement_0001a" in sentence
     assert (
-        sentence.endswith(f"run `python tools/data.py verify nyuv2 --root {root}`.") and len(NYUv2("test", root)) == 1
+        sentence.endswith(f"run `python tools/data.py prepare nyuv2 --root {root}`.") and len(NYUv2("test", root)) == 1
     )
     (bts / "sync").rename(root / "sync")
     assert prepare("nyuv2", root)
@@ -546,7 +546,7 @@ def test_other_axes_of_the_normals_are_found(labelled, tmp_path, stored, axes, m
 
 
 def test_geonet_is_verified_and_says_where_it_comes_from(geonet, tmp_path, monkeypatch, capsys):
-    with pytest.raises(UserError, match=rf"data1\.zip .*github\.com/xjqi/GeoNet.*-d {tmp_path}/no`, and run .* verify"):
+    with pytest.raises(UserError, match=rf"data1\.zip .*github\.com/xjqi/GeoNet.*-d {tmp_path}/no`, and run .* prepare"):
         prepare("nyuv2_geonet", tmp_path / "no")
     monkeypatch.setitem(RECIPES, "nyuv2_geonet", replace(RECIPES["nyuv2_geonet"], counts={"trainval": 1}))
     assert prepare("nyuv2_geonet", geonet)

@@ -133,13 +133,18 @@ def test_the_published_archives():
     counts = {name: recipe.counts for name, recipe in RECIPES.items()}
     assert counts["ade20k"] == {"train": 20210, "val": 2000}
     assert counts["pascal"] == {"train": 10582, "val": 1449}
+    assert counts["ade20k_full"] == {"val": 2000}
+    assert counts["pascal_context"] == {"train": 4996, "val": 5104} and counts["pascal_context_459"] == {"val": 5104}
     assert counts["coco_stuff"] == {"train": 118287, "val": 5000}
     assert counts["nyuv2"] == {"train": 24231, "test": 654} and counts["nyuv2_labelled"] == {"train": 795, "test": 654}
     assert counts["nyuv2_geonet"] == {"trainval": 30914, "train": 29368, "val": 1546}
     assert RECIPES["navi"].objects == 34
     archives = {archive for recipe in RECIPES.values() for archive in recipe.archives}
     checksums = {archive.md5[:6] for archive in archives if archive.md5}
-    assert checksums == {"7328b3", "6cd6e1", "82b4d8", "cced6f", "442b8d", "520609", "08e3c3", "a390ad", "97fc4d"}
+    assert checksums == {
+        "7328b3", "6cd6e1", "82b4d8", "da4599", "3c2d0c", "cec0bc", "cced6f", "442b8d", "520609", "08e3c3", "a390ad",
+        "97fc4d",
+    }  # fmt: skip
 
 
 def test_ade20k_is_fetched_and_laid_out(ade_zip, tmp_path, monkeypatch, capsys):
