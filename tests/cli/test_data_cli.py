@@ -155,7 +155,7 @@ def test_maps_that_stay_at_their_size_are_brought_to_the_image(rgbd, tmp_path, c
     ("arguments", "sentence"),
     [
         (["prepare", "folder"], "error: a folder of your own is not downloaded"),
-        (["verify", "pascall"], "error: data set 'pascall' is unknown: did you mean 'pascal'?"),
+        (["verify", "pascall"], "error: data set 'pascall' is unknown: did you mean 'pascal' or 'pascal_context'?"),
         (["verify", "ade20k", "--root", "/no"], "error: ade20k is not well; the problems are listed above."),
         (["show", "generted"], "error: 'generted' is neither a data set nor a config: did you mean 'generated'"),
         (["show", "generated", "--count", "0"], "error: --count 0: give 1 or more."),

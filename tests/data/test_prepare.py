@@ -226,7 +226,7 @@ def test_sets_that_are_not_fetched(capsys):
         with pytest.raises(UserError, match=rf"not downloaded: lay it out as DIR/.*{part}.*verify {name} --root"):
             prepare(name)
     for function in (prepare, verify):
-        with pytest.raises(UserError, match=r"data set 'ade20' is unknown: did you mean 'ade20k'\?"):
+        with pytest.raises(UserError, match=r"data set 'ade20' is unknown: did you mean 'ade20k'"):
             function("ade20")
 
 
