@@ -22,8 +22,24 @@ def confusion(prediction: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return counts[num_classes:].view(num_classes, num_classes)
 
 
+def class_counts(prediction: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(3, K) int64 counts of pixels of each class: predicted where it is labelled, predicted, and labelled.
+
+    Of thousands of classes the table of ``confusion`` would be far larger than the image, and is not made.
+    """
+    if num_classes**2 <= 4 * labels.numel():
+        counts = confusion(prediction, labels, num_classes)
+        return torch.stack([counts.diagonal(), counts.sum(0), counts.sum(1)])
+    right = torch.where(prediction == labels, labels, IGNORE)
+    counted = torch.where(labels == IGNORE, IGNORE, prediction)
+    return torch.stack([
+        torch.bincount(classes.flatten() - IGNORE, minlength=num_classes + 1)[1:]
+        for classes in (right, counted, labels)
+    ])  # fmt: skip
+
+
 class SegmentationMetric(PerImage):
-    """Scores over a data set, in percent: the numbers of mmsegmentation's ``IoUMetric``, not rounded.
+    """Scores over a data set, in percent: the numbers of mmsegmentation's ``IoUMetric``, not rounded, and detectron2's.
 
     They are read from each image's counts, 12 bytes a class.
     """
@@ -37,17 +53,20 @@ class SegmentationMetric(PerImage):
 
         Raises ValueError for a negative position, or one that was counted before: no image may count twice.
         """
-        counts = confusion(prediction, labels, self.num_classes)
-        self._keep(index, torch.stack([counts.diagonal(), counts.sum(0), counts.sum(1)]).int())
+        self._keep(index, class_counts(prediction, labels, self.num_classes).int())
 
     def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """mIoU and mAcc, the means over the classes that occur, and aAcc, the part of all pixels that is right.
 
-        A class neither labelled nor predicted has no IoU, one not labelled no accuracy; without any, a mean is NaN.
+        A class neither labelled nor predicted has no IoU, one not labelled no accuracy; without any, a mean is NaN. A
+        class that is predicted and nowhere labelled has an IoU of 0, which counts in mIoU (mmsegmentation's rule) and
+        not in mIoU_labelled (detectron2's since July 2022): with hundreds of classes they differ by points.
         """
         iou, accuracy = _by_class(sums)
-        right = _divide(sums[..., 0, :].sum(-1), sums[..., 2, :].sum(-1))
-        return {"mIoU": _mean(iou), "mAcc": _mean(accuracy), "aAcc": right}
+        labelled = sums[..., 2, :]
+        right = _divide(sums[..., 0, :].sum(-1), labelled.sum(-1))
+        of_labelled = _mean(np.where(labelled > 0, iou, np.nan))
+        return {"mIoU": _mean(iou), "mIoU_labelled": of_labelled, "mAcc": _mean(accuracy), "aAcc": right}
 
     def per_class(self) -> dict[str, list[float | None]]:
         """IoU and Acc of each class, None where it has none."""
@@ -55,8 +74,9 @@ class SegmentationMetric(PerImage):
         return {name: [None if np.isnan(value) else float(value) for value in values] for name, values in scores}
 
     def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
-        """95 % of mIoU over data sets of the same number of images, drawn from these with replacement."""
-        return {"mIoU": super().intervals(samples, seed)["mIoU"]}
+        """95 % of mIoU, by either rule, over data sets of as many images, drawn from these with replacement."""
+        found = super().intervals(samples, seed)
+        return {name: found[name] for name in ("mIoU", "mIoU_labelled")}
 
 
 def _by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

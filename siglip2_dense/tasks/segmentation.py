@@ -39,7 +39,11 @@ class Segmentation:
     headline = "mIoU"
     higher_is_better = True
     mirrored = ()  # channels of the raw map that change their sign in a mirror
-    scoring = {"aggregation": "sums over the whole set"}
+    scoring = {
+        "aggregation": "sums over the whole set",
+        "mIoU": "over the classes that are labelled or predicted",
+        "mIoU_labelled": "over the classes that are labelled",
+    }
 
     def __init__(self, classes: str | Sequence[str], average: str = "valid", loss: str = "exact", samples: int = 4096):
         if average not in ("valid", "all"):

@@ -132,7 +132,7 @@ def test_equal_tests_differ_by_exactly_nothing_whatever_the_order_of_images(tmp_
     b = write(tmp_path / "b" / "results.json", segmented(0.5, seed=1, order=list(reversed(range(12)))))
     verb.main([str(a.parent), str(b), "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["differ"] == [{}] and list(found["metrics"]) == ["mIoU", "mAcc", "aAcc"]
+    assert found["differ"] == [{}] and list(found["metrics"]) == ["mIoU", "mIoU_labelled", "mAcc", "aAcc"]
     for scores in found["metrics"].values():
         assert scores["others"] == [
             {"value": scores["first"], "difference": 0, "interval": [0, 0], "excludes_0": False}
@@ -254,5 +254,5 @@ def test_runs_and_tests_leave_the_rows_that_they_are_compared_by(tiny, tmp_path,
     test_verb.main([config, head, "--out", str(again), "--work-dir", str(tmp_path / "t")])
     first, same, other = (str(path) for path in (runs[0], again, runs[1]))
     verb.main([first, same, other])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mIoU")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mIoU ")]
     assert [line[1] for line in lines] == ["B", "C"] and float(lines[0][4]) == 0 != float(lines[1][4])

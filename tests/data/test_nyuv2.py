@@ -546,7 +546,9 @@ def test_other_axes_of_the_normals_are_found(labelled, tmp_path, stored, axes, m
 
 
 def test_geonet_is_verified_and_says_where_it_comes_from(geonet, tmp_path, monkeypatch, capsys):
-    with pytest.raises(UserError, match=rf"data1\.zip .*github\.com/xjqi/GeoNet.*-d {tmp_path}/no`, and run .* prepare"):
+    with pytest.raises(
+        UserError, match=rf"data1\.zip .*github\.com/xjqi/GeoNet.*-d {tmp_path}/no`, and run .* prepare"
+    ):
         prepare("nyuv2_geonet", tmp_path / "no")
     monkeypatch.setitem(RECIPES, "nyuv2_geonet", replace(RECIPES["nyuv2_geonet"], counts={"trainval": 1}))
     assert prepare("nyuv2_geonet", geonet)

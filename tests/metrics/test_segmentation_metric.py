@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from siglip2_dense.contracts import IGNORE
-from siglip2_dense.metrics.segmentation import SegmentationMetric, confusion
+from siglip2_dense.metrics.segmentation import SegmentationMetric, class_counts, confusion
 
 
 def make_images(count, classes, seed=0):
@@ -59,7 +59,8 @@ def test_scores_by_hand():
     for found, expected in ((scores["IoU"], iou), (scores["Acc"], accuracy)):
         assert [value is None for value in found] == [value is None for value in expected]
         assert [v for v in found if v is not None] == pytest.approx([100 * v for v in expected if v is not None])
-    assert metric.compute() == pytest.approx({"mIoU": 100 / 3, "mAcc": 700 / 12, "aAcc": 60})
+    scores = {"mIoU": 100 / 3, "mIoU_labelled": 50, "mAcc": 700 / 12, "aAcc": 60}
+    assert metric.compute() == pytest.approx(scores)
     assert metric.images == 2
 
 
@@ -98,12 +99,39 @@ def test_same_numbers_as_mmsegmentation(present):
         theirs.process({}, [data])
     metric = measure(images, classes)
     expected = theirs.compute_metrics(theirs.results)
-    assert {name: round(value, 2) for name, value in metric.compute().items()} == pytest.approx(expected, abs=1e-4)
+    found = metric.compute()
+    assert {name: round(found[name], 2) for name in expected} == pytest.approx(expected, abs=1e-4)
     areas = [sum(area) for area in zip(*theirs.results, strict=True)]
     for name, values in theirs.total_area_to_metrics(*areas).items():
         if name != "aAcc":
             found = [np.nan if value is None else value for value in metric.per_class()[name]]
             np.testing.assert_allclose(found, 100 * values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("present", [9, 6])
+def test_detectron2_means_over_the_labelled_classes(present):
+    """Class by class. Three classes that are predicted and nowhere labelled cost nothing there."""
+    images, classes = make_images(6, present), 9
+    images = [(torch.where(torch.rand(labels.shape) < 0.1, 8, prediction), labels) for prediction, labels in images]
+    predictions, labels = (torch.cat([pair[side].flatten() for pair in images]) for side in (0, 1))
+    scores = []
+    for k in labels[labels != IGNORE].unique():
+        right = ((predictions == k) & (labels == k)).sum()
+        of_either = ((predictions == k) & (labels != IGNORE) | (labels == k)).sum()
+        scores.append(float(right / of_either))
+    found = measure(images, classes).compute()
+    assert found["mIoU_labelled"] == pytest.approx(100 * np.mean(scores)) and len(scores) == present
+    assert (found["mIoU"] < found["mIoU_labelled"] - 1) == (present == 6)
+
+
+def test_many_classes_are_counted_without_their_table():
+    numbers = torch.Generator().manual_seed(0)
+    labels = torch.randint(IGNORE, 5000, (37, 53), generator=numbers)
+    guess = torch.randint(0, 5000, (37, 53), generator=numbers)
+    prediction = torch.where(torch.rand((37, 53), generator=numbers) < 0.5, labels.clamp(min=0), guess)
+    table = confusion(prediction, labels, 5000)
+    expected = torch.stack([table.diagonal(), table.sum(0), table.sum(1)])
+    assert torch.equal(class_counts(prediction, labels, 5000), expected)
 
 
 def results(metric):
