@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from siglip2_dense.contracts import Alignment, EncoderFacts, Features
 from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.models.probe import DenseProbe
-from siglip2_dense.registry import MODELS, build
+from siglip2_dense.registry import MODELS, TASKS, build
 
 HEAD = "segmentation"
 
@@ -50,7 +50,7 @@ class ZeroShot(DenseProbe):
 
     Args:
         encoder: config of an encoder that was trained with texts.
-        classes, queries, background_threshold: see ``ZeroShotSegmentation``.
+        classes, queries, background_threshold, synonyms: see ``ZeroShotSegmentation``.
         text: config of the text encoder. What it does not say is the encoder's own: the text tower that was trained
             with it, with weights from where its weights are.
         templates: sentences that the queries are put into, see ``TextEncoder.encode``.
@@ -75,26 +75,47 @@ class ZeroShot(DenseProbe):
         scale: float = 50.0,
         alignment: dict | None = None,
         inference: dict | None = None,
+        synonyms: str = "each",
     ):
         if isinstance(encoder, dict) and encoder.get("trainable", "none") != "none":
             raise UserError("ZeroShot: nothing trains here; leave model.encoder.trainable out.")
-        task = dict(type="ZeroShotSegmentation", classes=classes, queries=queries)
-        task["background_threshold"] = background_threshold
-        head = dict(type="TextSimilarity", scale=scale)
-        super().__init__({HEAD: dict(head=head, task=task)}, encoder, inference=inference)
+        self.templates = templates if isinstance(templates, str) else list(templates)
+        self.synonyms = synonyms
+        vocabulary = dict(classes=classes, queries=queries, background_threshold=background_threshold)
+        parts = dict(head=dict(type="TextSimilarity", scale=scale), task=self._task(**vocabulary))
+        super().__init__({HEAD: parts}, encoder, inference=inference)
         self.aligned = _alignment(alignment or {})
         self.encoder.blocks_for(self.aligned)  # what cannot be made is said before the texts, which take long
-        settings = _text_settings(encoder, text or {})
-        text_encoder = build(MODELS, settings).to(get_device())  # used once, and not kept
+        self._text_settings = _text_settings(encoder, text or {})
+        self.set_vocabulary(**vocabulary)
+
+    def _task(self, **vocabulary) -> dict:
+        return dict(type="ZeroShotSegmentation", synonyms=self.synonyms, **vocabulary)
+
+    def set_vocabulary(
+        self,
+        classes: str | Sequence[str],
+        queries: Mapping[str, Sequence[str]] | None = None,
+        background_threshold: float | None = None,
+    ) -> None:
+        """Predict these classes from now on. The text tower is loaded where a text is not remembered, and let go."""
+        task = build(TASKS, self._task(classes=classes, queries=queries, background_threshold=background_threshold))
+        if background_threshold is not None and task.channels == 1:
+            raise UserError(
+                f"background_threshold={background_threshold}: {task.queries[0]!r} alone is sure everywhere; ask for "
+                "other names too, or for the background."
+            )
+        text_encoder = build(MODELS, self._text_settings).to(get_device())
         if text_encoder.width != self.facts.aligned_width:
             raise UserError(
-                f"the texts of {settings.get('name')} have {text_encoder.width} dimensions, the maps of "
+                f"the texts of {self._text_settings.get('name')} have {text_encoder.width} dimensions, the maps of "
                 f"{self.facts.name} {self.facts.aligned_width}; take the text encoder it was trained with."
             )
-        self.heads[HEAD].text = text_encoder.encode(self.tasks[HEAD].queries, templates).cpu()
-        self.templates = templates if isinstance(templates, str) else list(templates)
+        text = task.texts(lambda names: text_encoder.encode(names, self.templates))
+        self.heads[HEAD].text = text.to(self.heads[HEAD].text)  # its device and type
+        self.tasks[HEAD] = task
         known = dict(fingerprint=text_encoder.fingerprint, tokenization=text_encoder.tokenization)
-        self.texts = {**settings, **known}
+        self.texts = {**self._text_settings, **known}
 
     def raw(self, features: Features) -> dict[str, Tensor]:
         """{HEAD: scale times cosine (B, K, h, w)}."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_dense.contracts import Geometry, Sample
@@ -15,6 +16,11 @@ from siglip2_dense.tasks.segmentation import Segmentation
 from siglip2_dense.tasks.windows import blend
 
 BACKGROUND = "background"
+SYNONYMS: dict[str, Callable[[tuple[str, ...]], list[tuple[str, ...]]]] = {  # from names of a class to queries' members
+    "each": lambda names: [(name,) for name in names],
+    "first": lambda names: [names[:1]],
+    "mean": lambda names: [names],
+}
 QUERIES_AT_ONCE = 16  # large maps that are there at a time where probabilities are needed
 
 
@@ -27,9 +33,15 @@ class ZeroShotSegmentation(Segmentation):
     Args:
         classes: as in Segmentation.
         queries: ``{class: [names]}``, what a class is asked for by. One that is not named here is asked for by its own
-            name, at commas by each part: "building, edifice" by two. Of equal queries the first class wins.
+            name. Of equal queries the first class wins. The background needs none where there is a threshold.
         background_threshold: a pixel whose best query has a probability below this, under a softmax over all queries,
             becomes "background", which must then be class 0; none = no pixel does.
+        synonyms: what becomes of a class's own name where it has several between commas, "building, edifice": "each"
+            is a query, "first" is the only one, or one query stands for all by the "mean" of their vectors.
+
+    Attributes:
+        members: for each query the names whose vectors it is made of, nearly always one.
+        labels: (K,) int64, the class of each query.
     """
 
     def __init__(
@@ -37,20 +49,45 @@ class ZeroShotSegmentation(Segmentation):
         classes: str | Sequence[str],
         queries: Mapping[str, Sequence[str]] | None = None,
         background_threshold: float | None = None,
+        synonyms: str = "each",
     ):
         super().__init__(classes)
+        if synonyms not in SYNONYMS:
+            raise UserError(f"synonyms={synonyms!r}: {nearest(str(synonyms), SYNONYMS, ', '.join(SYNONYMS))}")
         given = dict(queries or {})
         for name, asked in given.items():
             if name not in self.classes:
                 raise UserError(f"queries: {name!r} is none of the classes: {nearest(name, self.classes)}")
-            if isinstance(asked, str) or not asked or not all(isinstance(query, str) and query for query in asked):
+            needless = name == BACKGROUND and background_threshold is not None
+            if isinstance(asked, str) or not all(isinstance(query, str) and query for query in asked):
                 raise UserError(f"queries: {name!r} is to be asked for by {asked!r}; give a list of names.")
-        pairs = [(label, query) for label, name in enumerate(self.classes) for query in given.get(name) or _parts(name)]
-        labels, self.queries = zip(*pairs, strict=True)
-        self.labels = torch.tensor(labels)  # of each query
+            if not asked and not needless:
+                raise UserError(f"queries: {name!r} is to be asked for by nothing; give a list of names.")
+        self.synonyms = synonyms
+        members = [
+            [(query,) for query in given[name]] if name in given else SYNONYMS[synonyms](_parts(name))
+            for name in self.classes
+        ]
+        self.members = tuple(names for of_class in members for names in of_class)
+        if not self.members:
+            raise UserError("queries: there is no name to ask for; give one class besides the background, at least.")
+        self.labels = torch.tensor([label for label, of_class in enumerate(members) for _ in of_class])
         self.background_threshold = background_threshold
         if background_threshold is not None:
             self._check_threshold()
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """What is asked for, in words."""
+        return tuple(", ".join(names) for names in self.members)
+
+    def texts(self, encode: Callable[[list[str]], Tensor]) -> Tensor:
+        """(K, ..., E) unit vectors of the queries; encode: N names to theirs, (N, ..., E)."""
+        vectors = encode([name for names in self.members for name in names])
+        if len(vectors) == len(self.members):
+            return vectors
+        of_queries = vectors.split([len(names) for names in self.members])
+        return F.normalize(torch.stack([some.mean(0) for some in of_queries]), dim=-1)
 
     def _check_threshold(self) -> None:
         threshold = self.background_threshold
@@ -64,7 +101,7 @@ class ZeroShotSegmentation(Segmentation):
 
     @property
     def channels(self) -> int:
-        return len(self.queries)
+        return len(self.members)
 
     @property
     def meaning(self) -> dict:
@@ -72,7 +109,12 @@ class ZeroShotSegmentation(Segmentation):
         asked = {name: [] for name in self.classes}
         for label, query in zip(self.labels.tolist(), self.queries, strict=True):
             asked[self.classes[label]].append(query)
-        return {"classes": list(self.classes), "queries": asked, "background_threshold": self.background_threshold}
+        return {
+            "classes": list(self.classes),
+            "queries": asked,
+            "synonyms": self.synonyms,
+            "background_threshold": self.background_threshold,
+        }
 
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
@@ -91,8 +133,8 @@ class ZeroShotSegmentation(Segmentation):
         return SegmentationMetric(len(self.classes))
 
 
-def _parts(name: str) -> list[str]:
-    return [part.strip() for part in name.split(",") if part.strip()]
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in name.split(",") if part.strip()) or (name,)
 
 
 def best_query(windows: Sequence[tuple[Tensor, Geometry]]) -> tuple[Tensor, Tensor]:

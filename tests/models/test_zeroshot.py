@@ -99,6 +99,8 @@ def test_unsure_pixels_are_background():
         assert found[:, 8::16].tolist() == [expected] * 24  # in the middle of each stripe
     with pytest.raises(UserError, match="would become 'red'"):
         colours(background_threshold=0.5)
+    with pytest.raises(UserError, match="'red' alone is sure everywhere"):
+        colours(classes=["background", "red"], queries=dict(background=[]), background_threshold=0.5)
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5])
@@ -125,6 +127,29 @@ def test_images_of_an_evaluation_come_at_their_original_sizes():
     assert found[0]["segmentation"][:, -24:].unique().tolist() == [2]
 
 
+def test_a_vocabulary_after_another():
+    """The same as a model built for it, also for a class of several names, and without the old background."""
+    model = colours(classes=["background", "red"], background_threshold=0.6, scale=10)
+    image = painted("red", "olive", "blue", "green")
+    model.set_vocabulary(["blue", "green, olive"], {"blue": ["blue", "red"]})
+    built = colours(classes=["blue", "green, olive"], queries={"blue": ["blue", "red"]}, scale=10)
+    assert model.describe() == built.describe() and model.describe()["background_threshold"] is None
+    assert torch.equal(model.heads["segmentation"].text, built.heads["segmentation"].text)
+    for one in (model, built):
+        assert one.predict([image])[0]["segmentation"][0, 8::16].tolist() == [0, 1, 0, 1]
+    model.to(torch.float64).set_vocabulary("voc20")
+    text = model.heads["segmentation"].text
+    assert text.shape == (20, 3) and text.dtype == torch.float64 and "text" not in model.state_dict()
+
+
+def test_synonyms_are_a_setting_of_the_model():
+    model = colours(classes=["red, green", "blue"], synonyms="mean")
+    assert torch.allclose(model.heads["segmentation"].text[0], torch.tensor([0.5**0.5, 0.5**0.5, 0]))
+    model.set_vocabulary(["blue, green"])
+    assert torch.allclose(model.heads["segmentation"].text, torch.tensor([[0, 0.5**0.5, 0.5**0.5]]))
+    assert colours(classes=["red, green", "blue"], synonyms="first").describe()["queries"]["red, green"] == ["red"]
+
+
 def test_it_has_nothing_to_train_and_says_what_it_did():
     model = colours(queries=dict(red=["red", "olive"]), scale=7, templates=["a {}"], alignment=dict(mode="qkv"))
     assert not model.state_dict() and not list(model.parameters())
@@ -135,6 +160,7 @@ def test_it_has_nothing_to_train_and_says_what_it_did():
         "scale": 7,
         "classes": ["red", "green", "blue"],
         "queries": {"red": ["red", "olive"], "green": ["green"], "blue": ["blue"]},
+        "synonyms": "each",
         "background_threshold": None,
     }
     assert model.texts == dict(type="ColourTexts", fingerprint="colours", tokenization={"names": "none"})

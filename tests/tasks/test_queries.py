@@ -50,6 +50,60 @@ def test_names_in_a_line_are_parted_at_commas():
     assert task.classes == ("wall", "building, edifice", "sky")  # as the data call them
 
 
+VECTORS = {"wall": [1.0, 0, 0], "building": [0, 1.0, 0], "edifice": [0, 0, 1.0], "bag": [0.6, 0.8, 0]}
+
+
+def encode(names):
+    return torch.tensor([VECTORS[name] for name in names])
+
+
+@pytest.mark.parametrize(
+    ("rule", "queries", "vectors"),
+    [
+        ("each", ("wall", "building", "edifice"), [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        ("first", ("wall", "building"), [[1, 0, 0], [0, 1, 0]]),
+        ("mean", ("wall", "building, edifice"), [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]]),
+    ],
+)
+def test_rules_for_synonyms_by_hand(rule, queries, vectors):
+    task = ZeroShotSegmentation(["wall", "building, edifice"], synonyms=rule)
+    assert task.queries == queries and task.channels == len(queries) and task.meaning["synonyms"] == rule
+    assert torch.allclose(task.texts(encode), torch.tensor(vectors).float())
+    stacked = task.texts(lambda names: torch.stack([encode(names)] * 2, dim=1))  # two sentences for each name
+    assert stacked.shape == (len(queries), 2, 3) and torch.allclose(stacked[:, 1], torch.tensor(vectors).float())
+    scores = torch.einsum("ke,e->k", task.texts(encode), torch.tensor([0, 0.2, 1.0]))
+    assert task.predict(cells(scores[:, None, None])).item() == 1
+
+
+@pytest.mark.parametrize("rule", ["each", "first", "mean"])
+def test_names_that_are_given_are_no_synonyms(rule):
+    """The rule is for a class's own name; what is asked for instead is queries of their own."""
+    task = ZeroShotSegmentation(["wall", "sky, air"], {"wall": ["building, edifice", "wall"]}, synonyms=rule)
+    assert task.queries[:2] == ("building, edifice", "wall") and task.labels[:2].tolist() == [0, 0]
+
+
+def test_of_equal_first_synonyms_the_first_class_wins():
+    """As in ADE20K-847, where "bag" begins three names: asked for by it alone, the later two are never predicted."""
+    classes = ["wall", "bag", "bag, handbag, purse"]
+    task = ZeroShotSegmentation(classes, synonyms="first")
+    assert task.queries == ("wall", "bag", "bag") and task.labels.tolist() == [0, 1, 2]
+    text = task.texts(encode)
+    pixels = torch.nn.functional.normalize(torch.rand(8, 9, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    found = task.predict(cells(torch.einsum("hwe,ke->khw", pixels, text)))
+    assert found.unique().tolist() == [0, 1]
+
+
+def test_a_background_that_is_only_what_is_unsure():
+    task = ZeroShotSegmentation(["background", "cat", "dog"], {"background": []}, background_threshold=0.8)
+    assert task.queries == ("cat", "dog") and task.labels.tolist() == [1, 2]
+    scores = torch.tensor([logits(0.9, 0.1), logits(0.3, 0.7), logits(0.15, 0.85)]).T[:, None]
+    assert task.predict(cells(scores)).tolist() == [[1, 0, 2]]
+    with pytest.raises(UserError, match="'background' is to be asked for by nothing"):
+        ZeroShotSegmentation(["background", "cat"], {"background": []})
+    with pytest.raises(UserError, match="no name to ask for"):
+        ZeroShotSegmentation(["background"], {"background": []}, background_threshold=0.5)
+
+
 def test_unsure_pixels_are_background_by_hand():
     """Best probabilities 0.5, 0.5, 0.49 and 0.6 of three queries; the last is one of the background's own."""
     task = ZeroShotSegmentation(
@@ -132,7 +186,8 @@ def test_scores_count_classes_not_queries():
     metric.sync()
     assert metric.num_classes == 2 and metric.compute()["aAcc"] == 50
     asked = {"a": ["x", "y", "z"], "b": ["b"]}
-    assert task.meaning == {"classes": ["a", "b"], "queries": asked, "background_threshold": None}
+    expected = {"classes": ["a", "b"], "queries": asked, "synonyms": "each", "background_threshold": None}
+    assert task.meaning == expected
     with pytest.raises(UserError, match="nothing to learn"):
         task.loss(None, (), ())
 
@@ -146,7 +201,8 @@ def test_scores_count_classes_not_queries():
         (dict(classes=["background", "cat"], background_threshold=True), "between 0 and 1, or None"),
         (dict(classes=["background", "cat"], background_threshold="low"), "between 0 and 1, or None"),
         (dict(queries={"dogs": ["dog"]}), "did you mean 'dog'"),
-        (dict(queries={"dog": []}), "give a list of names"),
+        (dict(queries={"dog": []}), "by nothing; give a list of names"),
+        (dict(synonyms="all"), "synonyms='all': each, first, mean"),
         (dict(queries={"dog": "dog"}), "give a list of names"),
         (dict(queries={"dog": ["dog", ""]}), "give a list of names"),
     ],
