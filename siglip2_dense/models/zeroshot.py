@@ -86,7 +86,7 @@ class ZeroShot(DenseProbe):
         super().__init__({HEAD: parts}, encoder, inference=inference)
         self.aligned = _alignment(alignment or {})
         self.encoder.blocks_for(self.aligned)  # what cannot be made is said before the texts, which take long
-        self._text_settings = _text_settings(encoder, text or {})
+        self._settings = text_settings(encoder, text or {})
         self.set_vocabulary(**vocabulary)
 
     def _task(self, **vocabulary) -> dict:
@@ -105,17 +105,17 @@ class ZeroShot(DenseProbe):
                 f"background_threshold={background_threshold}: {task.queries[0]!r} alone is sure everywhere; ask for "
                 "other names too, or for the background."
             )
-        text_encoder = build(MODELS, self._text_settings).to(get_device())
+        text_encoder = build(MODELS, self._settings).to(get_device())
         if text_encoder.width != self.facts.aligned_width:
             raise UserError(
-                f"the texts of {self._text_settings.get('name')} have {text_encoder.width} dimensions, the maps of "
+                f"the texts of {self._settings.get('name')} have {text_encoder.width} dimensions, the maps of "
                 f"{self.facts.name} {self.facts.aligned_width}; take the text encoder it was trained with."
             )
         text = task.texts(lambda names: text_encoder.encode(names, self.templates))
         self.heads[HEAD].text = text.to(self.heads[HEAD].text)  # its device and type
         self.tasks[HEAD] = task
         known = dict(fingerprint=text_encoder.fingerprint, tokenization=text_encoder.tokenization)
-        self.texts = {**self._text_settings, **known}
+        self.texts = {**self._settings, **known}
 
     def raw(self, features: Features) -> dict[str, Tensor]:
         """{HEAD: scale times cosine (B, K, h, w)}."""
@@ -139,7 +139,7 @@ def _alignment(settings: dict) -> Alignment:
     return Alignment(**settings)
 
 
-def _text_settings(encoder: dict | nn.Module, text: dict) -> dict:
+def text_settings(encoder: dict | nn.Module, text: dict) -> dict:
     """Config of a text encoder, by default of the one that belongs to the image encoder."""
     own = {}
     if not isinstance(text, Mapping):
@@ -152,5 +152,5 @@ def _text_settings(encoder: dict | nn.Module, text: dict) -> dict:
     if isinstance(encoder, dict):
         own = dict(type="TextEncoder", name=encoder["name"], weights=encoder.get("weights", "hub"))
     elif "type" not in text:
-        raise UserError("ZeroShot: of an encoder given ready-made the texts are not known; give text=dict(type=...).")
+        raise UserError("of an encoder given ready-made the texts are not known; give text=dict(type=...).")
     return {**own, **text}

@@ -52,26 +52,9 @@ class ZeroShotSegmentation(Segmentation):
         synonyms: str = "each",
     ):
         super().__init__(classes)
-        if synonyms not in SYNONYMS:
-            raise UserError(f"synonyms={synonyms!r}: {nearest(str(synonyms), SYNONYMS, ', '.join(SYNONYMS))}")
-        given = dict(queries or {})
-        for name, asked in given.items():
-            if name not in self.classes:
-                raise UserError(f"queries: {name!r} is none of the classes: {nearest(name, self.classes)}")
-            needless = name == BACKGROUND and background_threshold is not None
-            if isinstance(asked, str) or not all(isinstance(query, str) and query for query in asked):
-                raise UserError(f"queries: {name!r} is to be asked for by {asked!r}; give a list of names.")
-            if not asked and not needless:
-                raise UserError(f"queries: {name!r} is to be asked for by nothing; give a list of names.")
+        needless = (BACKGROUND,) if background_threshold is not None else ()
+        self.labels, self.members = queries_of(self.classes, queries, synonyms, needless)
         self.synonyms = synonyms
-        members = [
-            [(query,) for query in given[name]] if name in given else SYNONYMS[synonyms](_parts(name))
-            for name in self.classes
-        ]
-        self.members = tuple(names for of_class in members for names in of_class)
-        if not self.members:
-            raise UserError("queries: there is no name to ask for; give one class besides the background, at least.")
-        self.labels = torch.tensor([label for label, of_class in enumerate(members) for _ in of_class])
         self.background_threshold = background_threshold
         if background_threshold is not None:
             self._check_threshold()
@@ -133,7 +116,37 @@ class ZeroShotSegmentation(Segmentation):
         return SegmentationMetric(len(self.classes))
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def queries_of(
+    classes: Sequence[str], queries: Mapping[str, Sequence[str]] | None, synonyms: str, needless: Sequence[str] = ()
+) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
+    """The class of each query (K,) int64, and of each query the names whose vectors it is made of.
+
+    queries, synonyms: as in ``ZeroShotSegmentation``; needless: classes that nothing need ask for. Raises UserError for
+    queries of no class or without names, and where nothing is asked for.
+    """
+    if synonyms not in SYNONYMS:
+        raise UserError(f"synonyms={synonyms!r}: {nearest(str(synonyms), SYNONYMS, ', '.join(SYNONYMS))}")
+    given = dict(queries or {})
+    for name, asked in given.items():
+        if name not in classes:
+            raise UserError(f"queries: {name!r} is none of the classes: {nearest(name, classes)}")
+        if isinstance(asked, str) or not all(isinstance(query, str) and query for query in asked):
+            raise UserError(f"queries: {name!r} is to be asked for by {asked!r}; give a list of names.")
+        if not asked and name not in needless:
+            raise UserError(f"queries: {name!r} is to be asked for by nothing; give a list of names.")
+    found = [
+        (label, members)
+        for label, name in enumerate(classes)
+        for members in ([(query,) for query in given[name]] if name in given else SYNONYMS[synonyms](parts_of(name)))
+    ]
+    if not found:
+        raise UserError("queries: there is no name to ask for; give one class besides the background, at least.")
+    labels, members = zip(*found, strict=True)
+    return torch.tensor(labels), members
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """A name's parts between commas."""
     return tuple(part.strip() for part in name.split(",") if part.strip()) or (name,)
 
 
