@@ -2,6 +2,7 @@
 
     python tools/test.py configs/zeroshot_ade20k.py
     python tools/test.py configs/zeroshot_ade20k.py --encoder clip-base-16-224
+    python tools/test.py configs/zeroshot_ade20k.py --benchmarks all     # and ADE20K-847, PASCAL Context, VOC
     python tools/test.py configs/zeroshot_ade20k.py --encoder tipsv2-large-14-448 \
         --cfg-options model.alignment.residual=own model.alignment.mlp=True
 
@@ -16,7 +17,7 @@ this averages cosines. What stands for which method is in siglip2_dense/encoders
 exactly one of its modes, but MaskCLIP as released, mode "value" with residual "own" and the MLP.
 """
 
-_base_ = ["_base_/runtime.py"]
+_base_ = ["_base_/runtime.py", "_base_/open_vocabulary.py"]
 
 model = dict(
     type="ZeroShot",

@@ -12,7 +12,7 @@ Images and windows are ClearCLIP's. What stands for which method is in siglip2_d
 asked for by the names of SCLIP, but for the potted plant, which is two words here.
 """
 
-_base_ = ["_base_/runtime.py"]
+_base_ = ["_base_/runtime.py", "_base_/open_vocabulary.py"]
 
 model = dict(
     type="ZeroShot",

@@ -12,7 +12,7 @@ best for SigLIP 2 is not known. SCLIP also gives objects of less than a tenth of
 that is left out here. Images and windows are ClearCLIP's, as in the other configs.
 """
 
-_base_ = ["_base_/runtime.py"]
+_base_ = ["_base_/runtime.py", "_base_/open_vocabulary.py"]
 
 model = dict(
     type="ZeroShot",

@@ -36,7 +36,7 @@ def data(classes):
 
 def test_none_is_missed():
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*PROBES, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
-    assert len(PROBES) == 12 and len(list(CONFIGS.rglob("*.py"))) == 25
+    assert len(PROBES) == 12 and len(list(CONFIGS.rglob("*.py"))) == 26
 
 
 def check_text(name, command):
@@ -99,6 +99,16 @@ def test_config_without_training(name, tmp_path, monkeypatch):
     images = [torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)]
     prediction = probe(images, None, mode="predict")[0]["segmentation"]
     assert prediction.shape == (70, 90) and prediction.min() >= 0 and prediction.max() < len(dataset.classes)
+
+
+@pytest.mark.parametrize("name", ZERO_SHOT)
+def test_benchmarks_are_sets_that_can_be_built(name, tmp_path):
+    """Their types, settings and splits; the data themselves are not here."""
+    for benchmark, parts in load(f"zeroshot_{name}").benchmarks.to_dict().items():
+        with pytest.raises(UserError, match=f"is not there or not complete, looked in {tmp_path}.*data.py prepare"):
+            build(DATASETS, {**parts["dataset"], "root": str(tmp_path)})
+        changed = load(f"zeroshot_{name}", options=[f"benchmarks.{benchmark}.dataset.root=/mine"])
+        assert changed.benchmarks[benchmark].dataset.root == "/mine"
 
 
 @pytest.mark.parametrize("name", ZERO_SHOT)

@@ -31,6 +31,7 @@ ALLOWED = {
     "records": {"registry", "encoders"},
     "convert": {"registry", "head_file"},
     "compare": {"metrics"},
+    "published": set(),
 }
 ALLOWED["engine"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}

@@ -10,6 +10,7 @@ LOADER = {"batch_size", "num_workers", "dataset"}
 KEYS = {  # what may stand at the top level, and inside it
     "seed": None, "work_dir": None, "launcher": None, "model": None, "param_scheduler": None, "log_interval": None,
     "pictures": None, "vis_backends": None, "custom_imports": None, "sweep": None, "seeds": None,
+    "benchmarks": None,
     "feature_store": {"dir", "views", "dtype"},
     "train_cfg": {"max_iters", "val_interval", "save_interval"},
     "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,

@@ -141,60 +141,86 @@ def test(config: Config, path: str | None, out: str | None = None, command: str 
     check_keys(config)
     distributed.start(config.get("launcher", "none"))
     started = time.time()
-    if path and "heads" not in config.model:
-        raise UserError(f"{config.model.type} has nothing to train; leave out the head file {path}.")
-    content = head_file.read(path) if path else None
+    content = read_head(config, path)
+    loading = test_loading(config)
+    data = build(DATASETS, loading["dataset"], seed=config.seed)
+    probe = build_probe(config, data)
+    take_head(config, probe, content, path)
+    probe = probe.to(get_device())
+    record, table = score(config, probe, content, data, loading, data.split, command, started, out)
+    if record:
+        print(table)
+    return record
+
+
+def test_loading(config: Config) -> dict:
+    """Loader of the data that a config is tested on, as plain data."""
     loading = config.get("test_dataloader") or config.get("val_dataloader")
     if not loading or "dataset" not in loading:
         raise UserError("the config names no data to test on: give test_dataloader, or val_dataloader, with a dataset.")
-    data = build(DATASETS, loading.dataset, seed=config.seed)
-    probe = build_probe(config, data)
+    return loading.to_dict()
+
+
+def read_head(config: Config, path: str | None) -> head_file.HeadFile | None:
+    """The content of a head file, or none where the model has nothing to train."""
+    if path and "heads" not in config.model:
+        raise UserError(f"{config.model.type} has nothing to train; leave out the head file {path}.")
+    return head_file.read(path) if path else None
+
+
+def take_head(config: Config, probe, content: head_file.HeadFile | None, path: str | None) -> None:
+    """Load a head file's content into a built probe. Raises UserError where it does not fit, or there is none."""
+    if content is not None:
+        head_file.load_into(probe, describe_heads(config, probe), content, path)
+    elif any(True for _ in probe.parameters()):
+        raise UserError("the config's heads are to be trained: give the head file (tools/test.py CONFIG HEAD_FILE).")
+
+
+def score(
+    config: Config, probe, content, data, loading: dict, name: str, command: str, started: float, out: str | None = None
+) -> tuple[dict, str]:
+    """Evaluate a probe on a data set: the record, written to ``out``, and a table for people; nothing on other ranks.
+
+    content: of its head file. name: in the names of what is written, by default ``WORK_DIR/results_NAME.json``.
+    started: when the work on it began, seconds since the epoch.
+    """
     if content is None:
-        _check_untrained(probe)
         protocol, step = records.untrained_protocol(probe), 0
-    else:
-        described = describe_heads(config, probe)
-        head_file.load_into(probe, described, content, path)
-        # trained as the file says, scored as the config says
-        protocol, step = records.scored_otherwise(content, described), content.step
-    probe = probe.to(get_device())
+    else:  # trained as the file says, scored as the config says
+        protocol, step = records.scored_otherwise(content, describe_heads(config, probe)), content.step
     work_dir = Path(config.work_dir)
-    pictures = Pictures(probe.tasks, len(data), work_dir / f"pictures_{data.split}", config.get("pictures", 0))
+    pictures = Pictures(probe.tasks, len(data), work_dir / f"pictures_{name}", config.get("pictures", 0))
     stored = extract.settings(config)
-    encoder = records.describe_encoder(probe, stored and stored["dtype"])
+    described = records.describe_encoder(probe, stored and stored["dtype"])
+    encoder = probe.encoder
     if stored is None:
         loader = loader_of(loading, data, probe)
     else:
         loader = extract.test_images(config, probe, data, loading)
         probe.encoder = None
     try:
-        metrics = evaluate(probe, loader, f"evaluating {data.split}", pictures)
+        metrics = evaluate(probe, loader, f"evaluating {name}", pictures)
     finally:
         stop_workers(loader)
+        probe.encoder = encoder
     if not is_main_process():
-        return {}
+        return {}, ""
     found = report(metrics, probe.tasks)
     seconds = time.time() - started
     record = {
         **{key: found[key] for key in ("metrics", "per_class", "intervals")},
         "best": None,
-        "encoder": encoder,
+        "encoder": described,
         "protocol": {
             **protocol,
             "inference": probe.inference,
-            "test_transforms": loading.dataset.to_dict().get("transforms", []),
+            "test_transforms": loading["dataset"].get("transforms", []),
         },
         "data": {**records.describe_data(data), "images": found["images"]},
         "run": records.describe_run(probe, command, config.seed, seconds, found["images"] / seconds),
         "history": [{"step": step, "split": data.split, "metrics": found["metrics"]}],
     }
-    out = Path(out or work_dir / f"results_{data.split}.json")
+    out = Path(out or work_dir / f"results_{name}.json")
     keep_rows(out, metrics, probe.tasks)
     records.write(out, record)
-    print(found["table"])
-    return record
-
-
-def _check_untrained(probe) -> None:
-    if any(True for _ in probe.parameters()):
-        raise UserError("the config's heads are to be trained: give the head file (tools/test.py CONFIG HEAD_FILE).")
+    return record, found["table"]
