@@ -34,6 +34,7 @@ ALLOWED = {
     "published": set(),
 }
 ALLOWED["engine"] = set(ALLOWED)
+ALLOWED["predictor"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}
 ALLOWED["cli"] = set(ALLOWED) - {"cli"}
 FILES = sorted(PACKAGE.rglob("*.py"))

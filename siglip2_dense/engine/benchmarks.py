@@ -6,15 +6,14 @@ import time
 
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from siglip2_dense.engine import distributed
 from siglip2_dense.engine.configs import check_keys
-from siglip2_dense.engine.evaluate import read_head, score, take_head, test_loading
+from siglip2_dense.engine.evaluate import open_probe, read_head, score, test_loading
 from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.published import rows_of
-from siglip2_dense.registry import DATASETS, MODELS, build, check_arguments
+from siglip2_dense.registry import DATASETS, build
 
 ALL = "all"
 PARTS = ("dataset", "queries")
@@ -114,20 +113,3 @@ def _built(dataset: dict, seed: int) -> tuple[object | None, str]:
         dist.all_gather_object(problems, problem)
         problem = next(filter(None, problems), "")
     return built, problem
-
-
-def open_probe(config: Config, content, path: str | None):
-    """A model that takes any class names, to be given some by ``set_vocabulary``, with its head if it has one to load.
-
-    content, path: of a head file, or none. Raises UserError for another kind of model.
-    """
-    model = config.model.to_dict()
-    if not hasattr(check_arguments(MODELS, model), "set_vocabulary"):
-        raise UserError(
-            f"{model['type']} cannot be asked for other classes than its own; take a model of names, ZeroShot."
-        )
-    if "heads" not in model:  # the texts of the config's own classes would be computed for nothing
-        model.update(classes=["thing"], queries=None, background_threshold=None)
-    probe = build(MODELS, model)
-    take_head(config, probe, content, path)
-    return probe.to(get_device())

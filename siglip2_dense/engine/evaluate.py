@@ -25,7 +25,7 @@ from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.run import build_probe, describe_heads, loader_of
 from siglip2_dense.errors import UserError
 from siglip2_dense.metrics import rows
-from siglip2_dense.registry import DATASETS, build
+from siglip2_dense.registry import DATASETS, MODELS, build, check_arguments
 from siglip2_dense.store.loader import StoredImages
 
 
@@ -174,6 +174,23 @@ def take_head(config: Config, probe, content: head_file.HeadFile | None, path: s
         head_file.load_into(probe, describe_heads(config, probe), content, path)
     elif any(True for _ in probe.parameters()):
         raise UserError("the config's heads are to be trained: give the head file (tools/test.py CONFIG HEAD_FILE).")
+
+
+def open_probe(config: Config, content, path: str | None):
+    """A model that takes any class names, to be given some by ``set_vocabulary``, with its head if it has one to load.
+
+    content, path: of a head file, or none. Raises UserError for another kind of model.
+    """
+    model = config.model.to_dict()
+    if not hasattr(check_arguments(MODELS, model), "set_vocabulary"):
+        raise UserError(
+            f"{model['type']} cannot be asked for other classes than its own; take a model of names, ZeroShot."
+        )
+    if "heads" not in model:  # the texts of the config's own classes would be computed for nothing
+        model.update(classes=["thing"], queries=None, background_threshold=None)
+    probe = build(MODELS, model)
+    take_head(config, probe, content, path)
+    return probe.to(get_device())
 
 
 def score(

@@ -22,6 +22,7 @@ SYNONYMS: dict[str, Callable[[tuple[str, ...]], list[tuple[str, ...]]]] = {  # f
     "mean": lambda names: [names],
 }
 QUERIES_AT_ONCE = 16  # large maps that are there at a time where probabilities are needed
+PIXELS_AT_ONCE = 2**25  # of these maps together: of large images fewer are there
 
 
 @TASKS.register_module()
@@ -159,8 +160,9 @@ def best_query(windows: Sequence[tuple[Tensor, Geometry]]) -> tuple[Tensor, Tens
     raw, geometry = windows[0]
     top = torch.full(geometry.original, -torch.inf, device=raw.device)
     best, mass = torch.zeros_like(top, dtype=torch.int64), torch.zeros_like(top)
-    for first in range(0, len(raw), QUERIES_AT_ONCE):
-        scores = blend([(some[first : first + QUERIES_AT_ONCE], place) for some, place in windows])
+    at_once = max(1, min(QUERIES_AT_ONCE, PIXELS_AT_ONCE // top.numel()))
+    for first in range(0, len(raw), at_once):
+        scores = blend([(some[first : first + at_once], place) for some, place in windows])
         highest, number = scores.max(0)
         best = torch.where(highest > top, number + first, best)
         before, top = top, torch.maximum(top, highest)

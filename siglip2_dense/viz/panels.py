@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from siglip2_dense.contracts import IGNORE
+from siglip2_dense.resample import resize_image, resize_labels
 from siglip2_dense.viz.colours import NO_VALUE, Colour, colour_labels, colour_normals, colour_values
 from siglip2_dense.viz.layout import (
     colour_bar,
@@ -19,9 +20,10 @@ from siglip2_dense.viz.layout import (
     titled,
 )
 
-__all__ = ["depth_panel", "grid", "normals_panel", "save_picture", "segmentation_panel"]
+__all__ = ["depth_panel", "grid", "normals_panel", "overlay_panel", "save_picture", "segmentation_panel"]
 
 MIN_HEIGHT = 256  # pixels; smaller pictures are enlarged
+MAX_OVERLAY = 2048  # pixels; larger ones are shrunk, or nobody could read the names
 MAX_ENLARGED = 1024  # pixels; pictures with a colour bar are not enlarged beyond this width
 MIN_COLUMN = 240  # pixels; room for every title, and for two labels of any colour bar
 OPACITY = 0.6  # of the colours over the grey image
@@ -50,6 +52,26 @@ def segmentation_panel(
     row = grid(pictures, columns=len(pictures))
     names = legend(_by_frequency(list(maps.values())), class_names, palette, row.shape[1])
     return np.concatenate([row, names])
+
+
+def overlay_panel(
+    image: np.ndarray, prediction: np.ndarray, class_names: Sequence[str], palette: list[Colour]
+) -> np.ndarray:
+    """The classes over the image, at most MAX_OVERLAY pixels wide and high, and below it their names, largest first.
+
+    image: (H, W, 3) uint8; prediction: (H, W) integers, IGNORE = none. Returns (h, w, 3) uint8. Raises ValueError when
+    the map's size is not the image's or a class has no colour.
+    """
+    _given(image, None, prediction)
+    names = _by_frequency([prediction])
+    smaller = min(1, MAX_OVERLAY / max(image.shape[:2]))
+    if smaller < 1:
+        height, width = (max(round(side * smaller), 1) for side in image.shape[:2])
+        image, prediction = resize_image(image, (height, width)), resize_labels(prediction, (height, width))
+    scale = max(1, -(-MIN_HEIGHT // max(image.shape[:2])))
+    overlay = enlarge(_overlay(image, colour_labels(prediction, palette)), scale, Image.Resampling.NEAREST)
+    overlay = _widened(overlay, max(overlay.shape[1], MIN_COLUMN))
+    return np.concatenate([overlay, legend(names, class_names, palette, overlay.shape[1])])
 
 
 def depth_panel(

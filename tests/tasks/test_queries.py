@@ -179,6 +179,19 @@ def test_the_map_of_all_queries_is_never_built(threshold, monkeypatch):
     assert max(sizes, default=0) <= queries.QUERIES_AT_ONCE and sum(sizes) == (201 if threshold else 0)
 
 
+def test_of_large_images_fewer_maps_are_there_at_a_time(monkeypatch):
+    task = ZeroShotSegmentation(["background", *map(str, range(20))], background_threshold=0.2)
+    windows = make_windows(21)
+    expected = task.predict(windows)
+    sizes = []
+    original = queries.blend
+    monkeypatch.setattr(queries, "blend", lambda windows: sizes.append(len(windows[0][0])) or original(windows))
+    for pixels, count in ((3 * 51 * 70, 3), (100, 1)):
+        monkeypatch.setattr(queries, "PIXELS_AT_ONCE", pixels)
+        assert torch.equal(task.predict(windows), expected) and max(sizes) == count
+        sizes.clear()
+
+
 def test_scores_count_classes_not_queries():
     task = ZeroShotSegmentation(["a", "b"], queries={"a": ["x", "y", "z"]})
     metric = task.metric()

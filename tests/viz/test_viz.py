@@ -5,7 +5,7 @@ from PIL import Image
 from siglip2_dense.contracts import IGNORE
 from siglip2_dense.viz import layout
 from siglip2_dense.viz.colours import colour_labels, palette
-from siglip2_dense.viz.panels import grid, save_picture, segmentation_panel
+from siglip2_dense.viz.panels import grid, overlay_panel, save_picture, segmentation_panel
 
 NAMES = ("sky", "road", "tree", "car")
 COLOURS = [(0, 0, 200), (200, 0, 0), (0, 200, 0), (200, 200, 0)]
@@ -103,6 +103,24 @@ def test_panel_refuses_a_map_of_another_size():
 def test_panel_of_a_large_image_is_not_enlarged():
     panel = segmentation_panel(np.zeros((300, 100, 3), np.uint8), None, None, NAMES, COLOURS)
     assert panel.shape[1] == 100
+
+
+def test_an_overlay_has_the_classes_over_the_image_and_their_names_below():
+    labels = np.zeros((300, 400), int)
+    labels[:, 300:], labels[:10, :10] = 2, -1
+    image = np.full((300, 400, 3), 100, np.uint8)
+    panel = overlay_panel(image, labels, ["sky", "road", "car"], palette(4)[1:])
+    assert panel.shape[1] == 400 and [place is None for place in swatches(panel, palette(4)[1:])] == [
+        False,
+        True,
+        False,
+    ]
+    for place, colour in (((150, 100), palette(4)[1]), ((150, 350), palette(4)[3]), ((5, 5), (255,) * 3)):
+        assert panel[place].tolist() == [round(0.6 * value + 0.4 * 100) for value in colour]
+    large = overlay_panel(np.zeros((100, 6000, 3), np.uint8), np.zeros((100, 6000), int), ["sky"], palette(2)[1:])
+    assert large.shape[1] == 2048 and 34 < large.shape[0] < 80
+    with pytest.raises(ValueError, match="the prediction is"):
+        overlay_panel(image, labels[:5], ["sky"], palette(3))
 
 
 def test_grid_puts_pictures_in_rows():

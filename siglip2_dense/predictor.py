@@ -1,0 +1,150 @@
+"""A model of class names at work on a user's images: labels, a picture to look at, and what the labels mean."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from siglip2_dense.contracts import Sample
+from siglip2_dense.data.reading import read_image
+from siglip2_dense.engine.configs import check_keys
+from siglip2_dense.engine.evaluate import open_probe, read_head, test_loading
+from siglip2_dense.errors import UserError
+from siglip2_dense.files import atomic, write_text
+from siglip2_dense.label_sets import Colour, classes_of
+from siglip2_dense.registry import TRANSFORMS, build
+from siglip2_dense.tasks.queries import BACKGROUND
+from siglip2_dense.viz.colours import palette
+from siglip2_dense.viz.panels import overlay_panel, save_picture
+
+PRINTED = 5  # classes of an image, the largest first
+
+
+def parse_prompts(text: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Class names and what they are asked for by, of "wicker chair, sofa|couch, floor" or a file of such names.
+
+    Of several between strokes the first is the name. Raises UserError for names that are empty or there twice.
+    """
+    entries = classes_of(text) if _is_file(text) else text.split(",")
+    if not any(map(str.strip, entries)):
+        raise UserError('--prompts: no name is there; say what to look for, "wicker chair, sofa|couch, floor".')
+    classes, queries = [], {}
+    for entry in entries:
+        name, *others = (part.strip() for part in entry.split("|"))
+        if not all((name, *others)):
+            raise UserError(
+                f"--prompts: {entry.strip()!r} has an empty name; write one between any two commas or strokes."
+            )
+        classes.append(name)
+        if others:
+            queries[name] = [name, *others]
+    return list(classes_of(classes)), queries
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a path
+        return False
+
+
+def ask(probe, classes: list[str], queries: dict[str, list[str]], background: float | None = None) -> None:
+    """Give a model a user's names.
+
+    background: a pixel whose best name has a probability below it is of the class "background", which is the first
+    then; one that is among the names is asked for besides.
+    """
+    options = {}
+    if background is not None:
+        if "background_threshold" not in inspect.signature(probe.set_vocabulary).parameters:
+            raise UserError(f"{type(probe).__name__} has no threshold; put the word {BACKGROUND} among the prompts.")
+        options["background_threshold"] = background
+        if BACKGROUND not in classes:
+            queries = {**queries, BACKGROUND: []}
+        classes = [BACKGROUND, *(name for name in classes if name != BACKGROUND)]
+    probe.set_vocabulary(classes, queries, **options)
+
+
+def segment(probe, image: np.ndarray, transforms: Sequence = ()) -> np.ndarray:
+    """(H, W) int64 classes of an image (H, W, 3) uint8 RGB, by the probe's first head.
+
+    transforms: those of a test, by which the image comes to the probe's eyes.
+    """
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    sample, numbers = Sample(image=pixels, original_size=image.shape[:2]), np.random.default_rng(0)
+    for transform in transforms:
+        sample = transform(sample, numbers)
+    batch = {"inputs": [sample.image.contiguous()], "data_samples": [sample]}
+    (found,) = probe.eval()(**probe.data_preprocessor(batch, False), mode="predict")
+    return next(iter(found.values())).cpu().numpy()
+
+
+def predict_files(
+    config: Config,
+    head: str | None,
+    prompts: str,
+    paths: Sequence[str],
+    out: str | Path,
+    background: float | None = None,
+) -> None:
+    """For each image write ``OUT/STEM_labels.png``, ``STEM_overlay.png`` and ``STEM.json``, and print its classes.
+
+    An image that cannot be read is named and left out; the error comes at the end.
+    """
+    check_keys(config)
+    stems = [Path(path).stem for path in paths]
+    if twice := next((path for path in paths if stems.count(Path(path).stem) > 1), None):
+        raise UserError(f"{twice}: another image is called {Path(twice).stem!r} too; predict them into separate --out.")
+    classes, queries = parse_prompts(prompts)  # what is wrong with them is said before the model is loaded
+    transforms = [build(TRANSFORMS, one) for one in test_loading(config)["dataset"].get("transforms", [])]
+    probe = open_probe(config, read_head(config, head), head)
+    ask(probe, classes, queries, background)
+    (task, *_) = probe.tasks.values()
+    failed = []
+    for path in paths:
+        try:
+            image = read_image(path)
+        except UserError as error:
+            print(f"{path} is left out: {error}")
+            failed.append(path)
+            continue
+        labels = segment(probe, image, transforms)
+        write(Path(out) / Path(path).stem, image, labels, task, str(path))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(paths)} images could not be read: {', '.join(failed)}.")
+
+
+def write(place: Path, image: np.ndarray, labels: np.ndarray, task, source: str) -> None:
+    """The labels, in a palette or, of more than 256 classes, 16 bits, the overlay, and what the labels mean."""
+    colours = colours_of(task.classes)
+    shares = np.bincount(labels.ravel(), minlength=len(task.classes)) / labels.size
+    picture = Image.fromarray(labels.astype(np.uint8 if len(colours) <= 256 else np.uint16))
+    if len(colours) <= 256:
+        picture.putpalette([value for colour in colours for value in colour])
+    with atomic(place.with_name(f"{place.name}_labels.png")) as temporary:
+        picture.save(temporary, format="PNG")
+    save_picture(place.with_name(f"{place.name}_overlay.png"), overlay_panel(image, labels, task.classes, colours))
+    meaning = {
+        str(label): {"name": name, "colour": f"#{bytes(colours[label]).hex()}", "share": round(float(shares[label]), 6)}
+        for label, name in enumerate(task.classes)
+    }
+    write_text(place.with_name(f"{place.name}.json"), json.dumps({"image": source, "labels": meaning}, indent=2) + "\n")
+    most = [
+        f"{task.classes[label]} {shares[label]:.0%}"
+        for label in np.argsort(-shares, kind="stable")[:5]
+        if shares[label]
+    ]
+    print(f"{source} -> {place}_overlay.png: {', '.join(most)}")
+
+
+def colours_of(classes: Sequence[str]) -> list[Colour]:
+    """Distinct ones; black, the first of them, is for the background alone."""
+    first = 0 if classes[0] == BACKGROUND else 1
+    return palette(len(classes) + first)[first:]
