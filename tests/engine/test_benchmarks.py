@@ -184,6 +184,7 @@ def test_the_paper_stands_beside_ours():
     lines = [line.split() for line in table(records, "CATSeg").splitlines()]
     assert lines[1] == ["ade150", "2,000", "2", "30.00", "28.00", "to", "32.00", "29.00", "38.8"]
     assert lines[2][-1] == "-" and lines[3][:5] == ["a:", "SigLIP", "2", "L/16,", "SigLIP"] and len(lines) == 4
+    assert len(table({"mine": records["mine"]}, "CATSeg").splitlines()) == 2  # nothing is published of it
     assert "38.8" not in table(records, "ZeroShot") and len(table(records, "ZeroShot").splitlines()) == 3
     assert len(table({"ade150": record("clip-large-14-336", 1.0)}, "CATSeg").splitlines()) == 2 + 3
 
