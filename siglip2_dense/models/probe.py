@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -171,11 +171,15 @@ class DenseProbe(BaseModel):
         raw = self.raw(features)
         if mode == "tensor":
             return raw
-        losses = {}
-        for name, task in self.tasks.items():
-            terms = task.loss(raw[name], features.geometry, data_samples, self.step)
-            losses.update({f"{name}.{key}": value for key, value in terms.items()})
-        return losses
+        found = {}
+        for names in _by_kin(self.tasks):
+            task, given = self.tasks[names[0]], (features.geometry, data_samples, self.step)
+            if len(names) > 1:
+                terms = task.together([raw[name] for name in names], *given)
+            else:
+                terms = [task.loss(raw[names[0]], *given)]
+            found.update(zip(names, terms, strict=True))
+        return {f"{name}.{key}": value for name in self.tasks for key, value in found[name].items()}
 
     def raw(self, features: Features) -> dict[str, Tensor]:
         """{HEAD: raw map (B, K, h, w)}."""
@@ -184,12 +188,8 @@ class DenseProbe(BaseModel):
             return self._raw(features)
 
     def _raw(self, features: Features) -> dict[str, Tensor]:
-        """Heads that say which are of their kin are computed together with these."""
-        kin: dict[object, list[str]] = defaultdict(list)
-        for name, head in self.heads.items():
-            kin[getattr(head, "kin", name)].append(name)
         found = {}
-        for names in kin.values():
+        for names in _by_kin(self.heads):
             if self.draws is not None and self.training:
                 torch.manual_seed(self.draws)
             heads = [self.heads[name] for name in names]
@@ -276,6 +276,14 @@ class DenseProbe(BaseModel):
         if self.inference["mode"] == "whole":
             return [(0, 0, *size)]
         return window_boxes(size, self.inference["crop"], self.inference["stride"])
+
+
+def _by_kin(parts: Mapping[str, object]) -> Iterable[list[str]]:
+    """The names of heads, or of tasks, that are computed together: those that say they are of one kin."""
+    kin: dict[object, list[str]] = defaultdict(list)
+    for name, part in parts.items():
+        kin[getattr(part, "kin", name)].append(name)
+    return kin.values()
 
 
 def _cut(image: Tensor, window: Box) -> Tensor:
