@@ -39,6 +39,15 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def size_text(count: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def digest(path: str | Path, algorithm: str = "sha256") -> str:
     """Hexadecimal checksum of a file."""
     with open(path, "rb") as stream:

@@ -26,12 +26,13 @@ from siglip2_dense.contracts import IGNORE, EncoderFacts, Features, Geometry, Sa
 from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.engine import extract
 from siglip2_dense.models import DenseProbe
-from siglip2_dense.store.folder import Store, create
+from siglip2_dense.store.folder import create
 from siglip2_dense.store.key import make_key
 from siglip2_dense.store.loader import StoredLoader
 from siglip2_dense.store.packing import pack_targets
 from siglip2_dense.store.reader import Reader
 from siglip2_dense.store.shard import ShardWriter
+from siglip2_dense.store.store import Store
 
 VIT, WIDTH, PATCH, SIZE = "vit_base_patch16_siglip_256", 768, 16, (512, 512)
 CLASSES = [f"class {number}" for number in range(150)]

@@ -86,7 +86,8 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    from siglip2_dense.store.folder import chosen, size_text
+    from siglip2_dense.files import size_text
+    from siglip2_dense.store.folder import chosen
 
     _stores(arguments.folder)
     for store in chosen(arguments.folder, arguments.stores):

@@ -24,7 +24,7 @@ from siglip2_dense.contracts import Size
 from siglip2_dense.encoders.frozen import PRECISIONS
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.devices import Device, Rates, Work
-from siglip2_dense.engine.extract import row_bytes
+from siglip2_dense.engine.encoding import row_bytes
 from siglip2_dense.engine.extract import settings as stored_settings
 from siglip2_dense.engine.flops import (
     BATCH,

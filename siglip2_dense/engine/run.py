@@ -16,7 +16,7 @@ from siglip2_dense.engine import distributed, extract
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, MODELS, build
-from siglip2_dense.store.folder import Store
+from siglip2_dense.store.store import Store
 
 HEAD, BEST_HEAD, RESULTS = "head.safetensors", "best_head.safetensors", "results.json"
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from siglip2_dense.contracts import Features, Sample, Size, Tap
-from siglip2_dense.store.folder import Store
 from siglip2_dense.store.key import DTYPES
 from siglip2_dense.store.packing import Packed, unpack
 from siglip2_dense.store.shard import Shard, features_of, has_cells, names_of
+from siglip2_dense.store.store import Store
 
 
 class Place(NamedTuple):

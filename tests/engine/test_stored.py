@@ -19,13 +19,15 @@ from siglip2_dense.contracts import Alignment, Features, Sample
 from siglip2_dense.data import scenes
 from siglip2_dense.data.base import PixelDataset
 from siglip2_dense.engine import extract
+from siglip2_dense.engine.encoding import expected_bytes, row_bytes
 from siglip2_dense.engine.run import build_probe
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
-from siglip2_dense.store.folder import Store, find
+from siglip2_dense.store.folder import find
 from siglip2_dense.store.key import digest
 from siglip2_dense.store.loader import StoredLoader
 from siglip2_dense.store.reader import Reader
+from siglip2_dense.store.store import Store
 
 NAFLEX = """
 model["encoder"] = dict(
@@ -296,7 +298,7 @@ def test_the_size_is_known_before_and_a_disk_that_is_too_small_refused(parts, mo
     config, probe, data, val = parts(NAFLEX + LARGER)
     store = extract.ensure(config, probe, data, config.train_dataloader)
     assert "features of 21 images of generated train: about " in capsys.readouterr().out
-    predicted = 21 * extract._expected_bytes(probe, data, windows=False)
+    predicted = 21 * expected_bytes(probe, data, windows=False)
     maps = sum(path.stat().st_size for path in store.path.glob("*.safetensors"))
     assert predicted == pytest.approx(maps, rel=0.25)  # what is known of each image comes on top: much, of tiny maps
     monkeypatch.setattr(extract.shutil, "disk_usage", lambda path: Namespace(free=10_000))
@@ -311,7 +313,7 @@ def test_predicted_bytes_are_those_of_the_tensors(parts):
         features = probe.features([image])
         tensors = [*features.maps.values(), *(features.prefix or {}).values(), features.pooled]
         size = tuple(image.shape[-2:])
-        assert extract.row_bytes(probe.facts, probe.taps, True, False, size) == sum(2 * t.numel() for t in tensors)
+        assert row_bytes(probe.facts, probe.taps, True, False, size) == sum(2 * t.numel() for t in tensors)
 
 
 def test_a_disk_that_fills_up(parts, small_files, monkeypatch):
@@ -449,7 +451,8 @@ from pathlib import Path
 import torch.distributed as dist
 from siglip2_dense.cli import train
 from siglip2_dense.engine import extract
-from siglip2_dense.store.folder import Store
+from siglip2_dense.engine.encoding import expected_bytes, row_bytes
+from siglip2_dense.store.store import Store
 
 extract.SHARD_BYTES = 1
 write = Store.write

@@ -13,6 +13,7 @@ from toys import FACTS, TAPS, fill, toy_key
 from siglip2_dense.contracts import Alignment, Tap
 from siglip2_dense.errors import UserError
 from siglip2_dense.store import folder
+from siglip2_dense.store import store as store_module
 from siglip2_dense.store.folder import create, find, load, stores
 from siglip2_dense.store.key import covers, digest
 
@@ -99,8 +100,8 @@ def test_a_copy_without_its_times_is_read_once(toy_store, monkeypatch):
     store = toy_store()
     later = time.time_ns() + 10**9
     os.utime(store.file(0, 0), ns=(later, later))
-    read, checksum = [], folder.checksum
-    monkeypatch.setattr(folder, "checksum", lambda path: read.append(path) or checksum(path))
+    read, checksum = [], store_module.checksum
+    monkeypatch.setattr(store_module, "checksum", lambda path: read.append(path) or checksum(path))
     time.sleep(1.1)
     assert store.problem(0, 0) == store.problem(0, 0) == "" and len(read) == 1
 
@@ -113,7 +114,7 @@ def test_a_full_disk_leaves_what_was_there(toy_store, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "checksum", full)
+        patch.setattr(store_module, "checksum", full)
         with pytest.raises(UserError, match=r"the disk is full .* what was extracted before is kept"):
             fill(store, 1, 0)
     assert sorted(path.name for path in store.path.iterdir()) == before and store.missing() == []
@@ -166,5 +167,5 @@ def test_half_written_files_of_killed_runs_are_swept_in_time(toy_store):
     for path in (fresh, stale):
         path.write_bytes(b"x")
     os.utime(stale, (0, 0))
-    folder.sweep(store.path.parent)
+    folder.remove_leftovers(store.path.parent)
     assert fresh.exists() and not stale.exists()

@@ -1,0 +1,159 @@
+"""One store: the files of its shards, each whole or not there, and what can be told of them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from siglip2_dense.contracts import EncoderFacts
+from siglip2_dense.errors import UserError
+from siglip2_dense.files import digest as checksum
+from siglip2_dense.files import size_text, write_text
+from siglip2_dense.store.key import taps_of
+from siglip2_dense.store.shard import Shard, ShardWriter
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The features of one data set, by one encoder, in a folder of their own: ``SPLIT-DIGEST/``.
+
+    ``manifest.json`` says what they are of. Each view has its own shards, ``VIEW-NUMBER.safetensors``, of
+    ``images_per_shard`` images but for the last. A shard is whole once ``VIEW-NUMBER.json`` with its size and checksum
+    lies beside it; nothing else is shared, so that shards can be written in any order by anybody.
+    """
+
+    path: Path
+    key: dict
+    facts: EncoderFacts
+    images_per_shard: int
+
+    @property
+    def images(self) -> int:
+        return self.key["data"]["images"]
+
+    @property
+    def shards_per_view(self) -> int:
+        return -(-self.images // self.images_per_shard)
+
+    def order(self) -> np.ndarray:
+        """The image (its index in the data set) at each position.
+
+        Images of training lie mixed: neighbours are trained on together, and in their own order they are often alike.
+        """
+        if self.key["windows"] is not None:
+            return np.arange(self.images)
+        return np.random.default_rng(self.images).permutation(self.images)
+
+    def positions(self, number: int) -> range:
+        """What the shard of this number holds."""
+        first = number * self.images_per_shard
+        return range(first, min(first + self.images_per_shard, self.images))
+
+    def file(self, view: int, number: int) -> Path:
+        return self.path / f"{view}-{number:05d}.safetensors"
+
+    def write(self, view: int, number: int, content: ShardWriter) -> None:
+        """Raises UserError when the disk is full; the shards that were there stay."""
+        from safetensors import SafetensorError
+
+        path = self.file(view, number)
+        try:
+            path.with_suffix(".json").unlink(missing_ok=True)
+            content.write(path)
+            shutil.copymode(self.path / MANIFEST, path)  # safetensors lets nobody else read its files
+            facts = dict(bytes=path.stat().st_size, sha256=checksum(path))
+            write_text(path.with_suffix(".json"), json.dumps(facts) + "\n")
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)  # whole it may be, but nothing says so
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                raise UserError(
+                    f"the disk is full ({path.parent}); what was extracted before is kept. Free some space, or have "
+                    "less in the store, and run the same command again: it goes on from there."
+                ) from error
+            raise
+
+    def problem(self, view: int, number: int, thorough: bool = False) -> str:
+        """Why a shard cannot be used, or an empty string.
+
+        The content is read when asked for (``thorough``), and when the file has changed since its checksum was taken.
+        """
+        path = self.file(view, number)
+        note = path.with_suffix(".json")
+        try:
+            known = json.loads(note.read_text())
+            expected, content = known["bytes"], known["sha256"]
+        except FileNotFoundError:
+            return "not extracted"
+        except (ValueError, KeyError, TypeError):
+            return f"{note.name} cannot be read"
+        if not path.is_file():
+            return "gone"
+        state = path.stat()
+        if state.st_size != expected:
+            return f"truncated: {state.st_size} of {expected} bytes"
+        if thorough or state.st_mtime_ns > note.stat().st_mtime_ns:
+            if checksum(path) != content:
+                return "changed since it was written"
+            with contextlib.suppress(OSError):  # where it may not be written
+                os.utime(note)
+        return ""
+
+    def shards(self, views: int) -> list[tuple[int, int]]:
+        """(view, number) of each file that the first ``views`` have."""
+        return [(view, number) for view in range(views) for number in range(self.shards_per_view)]
+
+    def missing(self, views: int = 1) -> list[tuple[int, int]]:
+        """Those of them that are not there, or not whole."""
+        return [shard for shard in self.shards(views) if self.problem(*shard)]
+
+    def forget(self, view: int, number: int) -> None:
+        """Have a shard extracted again."""
+        self.file(view, number).with_suffix(".json").unlink(missing_ok=True)
+
+    def views(self) -> int:
+        """How many views have been begun, at least one."""
+        return max((int(path.name.partition("-")[0]) for path in self.path.glob("*-*.safetensors")), default=0) + 1
+
+    def open(self, view: int) -> list[Shard]:
+        return [Shard(self.file(view, number)) for number in range(self.shards_per_view)]
+
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.path.iterdir())
+
+    def describe(self) -> dict:
+        """For a table: what it is of, how much there is of it."""
+        begun = self.views()
+        missing = len(self.missing(begun))
+        data, taps = self.key["data"], taps_of(self.key)
+        return {
+            "store": self.path.name,
+            "encoder": self.facts.name,
+            "weights": self.facts.fingerprint[:12],
+            "data": f"{data['name']} {data['split']}",
+            "for": "training" if self.key["windows"] is None else f"evaluation, {_windows(self.key['windows'])}",
+            "taps": " ".join(f"{tap.block}{'' if tap.norm else ' (no norm)'}" for tap in taps)
+            + (" pooled" if self.key["pooled"] else "")
+            + (" text space" if self.key["aligned"] else ""),
+            "type": self.key["dtype"],
+            "images": self.images,
+            "views": begun,
+            "size": size_text(self.bytes()),
+            "complete": "yes" if not missing else f"{missing} of {begun * self.shards_per_view} files missing",
+        }
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
+
+
+def _windows(inference: dict) -> str:
+    words = [inference["mode"], *(str(inference[key]) for key in ("crop", "stride") if key in inference)]
+    return " ".join([*words, *(["flip"] if inference.get("flip") else [])])
