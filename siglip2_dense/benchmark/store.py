@@ -77,7 +77,7 @@ def noise_store(files: int) -> Iterator[Store]:
     place = Geometry(SIZE, (0, 0, *SIZE), SIZE, SIZE, SIZE)
     with TemporaryDirectory() as folder:
         store, writer = create(Path(folder), key, FACTS, PER_FILE), ShardWriter()
-        for index in range(PER_FILE):
+        for index in store.held(0):
             maps = torch.randn(1, *(side // PATCH for side in SIZE), WIDTH).half().permute(0, 3, 1, 2)
             writer.add(Features({Tap(0, True): maps}, (place,)), labelled(index), pack_targets(labelled(index)))
         store.write(0, 0, writer)

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import torch
 from mmengine.device import get_device
@@ -78,13 +77,13 @@ def _check_sizes(probe, sizes: Sequence[Size]) -> None:
 @torch.no_grad()
 def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tuple[int, int]], windows: bool) -> None:
     """Write these shards. The encoder and the writing, in a thread, do not wait for each other."""
-    order, size = store.order(), loading.get("batch_size", 1)
-    ends, batches = [], []
+    size = loading.get("batch_size", 1)
+    batches, places = [], []  # what a loader reads; where that goes, and whether the shard is whole then
     for view, number in shards:
-        positions = store.positions(number)
-        for start in range(0, len(positions), size):
-            batches.append([(view, int(order[position])) for position in positions[start : start + size]])
-            ends.append((view, number) if start + size >= len(positions) else None)
+        images, writer = store.held(number), ShardWriter()
+        for start in range(0, len(images), size):
+            batches.append([(view, index) for index in images[start : start + size]])
+            places.append((writer, (view, number) if start + size >= len(images) else None))
     loader = DataLoader(
         data,
         batch_sampler=batches,
@@ -95,21 +94,23 @@ def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tupl
         generator=torch.Generator(),
     )
     probe.to(get_device()).eval()
-    keep = partial(_keep, store, ShardWriter())
     encode = _encode_windows if windows else _encode_images
     quiet = None if sys.stderr.isatty() else 30  # seconds between lines of progress in a log file
     label = f"extracting {store.key['data']['split']}"
     progress = dict(desc=label, unit="image", disable=not is_main_process(), leave=False, mininterval=quiet or 0.5)
-    waiting: deque = deque()
-    with ThreadPoolExecutor(1) as thread, tqdm(total=sum(map(len, batches)), **progress) as bar:
-        for end, (images, samples, targets) in zip(ends, loader, strict=True):
-            images = [image.to(get_device(), non_blocking=True) for image in images]
-            waiting.append(thread.submit(keep, encode(probe, images, samples), samples, targets, end))
-            if len(waiting) > WAITING:
-                waiting.popleft().result()
-            bar.update(len(images))
-        for written in waiting:
-            written.result()
+    thread, waiting = ThreadPoolExecutor(1), deque()
+    try:
+        with tqdm(total=sum(map(len, batches)), **progress) as bar:
+            for place, (images, samples, targets) in zip(places, loader, strict=True):
+                images = [image.to(get_device(), non_blocking=True) for image in images]
+                waiting.append(thread.submit(_keep, store, *place, encode(probe, images, samples), samples, targets))
+                if len(waiting) > WAITING:
+                    waiting.popleft().result()
+                bar.update(len(images))
+            for written in waiting:
+                written.result()
+    finally:
+        thread.shutdown(cancel_futures=True)  # after an error nothing that waits is worth writing
 
 
 def _collate(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Sample], list[dict[str, bytes]]]:
@@ -142,7 +143,7 @@ def _encode_windows(probe, images: Sequence[Tensor], samples: Sequence[Sample]) 
     return found
 
 
-def _keep(store: Store, writer: ShardWriter, parts, samples, targets, end: tuple[int, int] | None) -> None:
+def _keep(store: Store, writer: ShardWriter, end: tuple[int, int] | None, parts, samples, targets) -> None:
     """Add a batch to the shard, and write that with its last one."""
     known = iter(zip(samples, targets, strict=True))
     dtype = DTYPES[store.key["dtype"]]

@@ -58,14 +58,24 @@ class Store:
         first = number * self.images_per_shard
         return range(first, min(first + self.images_per_shard, self.images))
 
+    def held(self, number: int) -> list[int]:
+        """The images of that shard, by their index in the data set."""
+        return self.order()[self.positions(number)].tolist()
+
     def file(self, view: int, number: int) -> Path:
         return self.path / f"{view}-{number:05d}.safetensors"
 
     def write(self, view: int, number: int, content: ShardWriter) -> None:
-        """Raises UserError when the disk is full; the shards that were there stay."""
+        """Raises UserError when the disk is full, and for other images than the shard's; what was there stays."""
         from safetensors import SafetensorError
 
         path = self.file(view, number)
+        wanted = self.held(number)
+        if content.indices != wanted:
+            raise UserError(
+                f"{path} was to hold the images {wanted[:8]} … ({len(wanted)}) and was given {content.indices[:8]} … "
+                f"({len(content.indices)}); a data set must give each sample the index that it was asked for."
+            )
         try:
             path.with_suffix(".json").unlink(missing_ok=True)
             content.write(path)

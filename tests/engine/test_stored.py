@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -338,6 +339,33 @@ def test_a_disk_that_fills_up(parts, small_files, monkeypatch):
     )
     assert store.missing() == [(0, 2)] and len(list(store.path.glob(".*"))) == 0
     assert extract.ensure(config, probe, data, config.train_dataloader).missing() == []
+
+
+def test_no_file_is_written_with_what_belonged_into_one_that_failed(parts, small_files, monkeypatch):
+    """The last file is smaller, waits while the one before it fails, and would fit on the disk."""
+    import safetensors.torch
+
+    config, probe, data, _ = parts(LARGER + "train_dataloader['batch_size'] = 8")
+    whole = extract.ensure(config, probe, data, config.train_dataloader)
+    config, *_ = parts(LARGER + "train_dataloader['batch_size'] = 8", features="full")
+    save, asked = safetensors.torch.save_file, []
+
+    def second_fails(tensors, path):
+        asked.append(path)
+        if len(asked) == 2:
+            time.sleep(0.3)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", second_fails)
+        with pytest.raises(UserError, match="the disk is full"):
+            extract.ensure(config, probe, data, config.train_dataloader)
+    store = find(extract.Path(config.feature_store.dir), whole.key)
+    assert store.missing()
+    extract.ensure(config, probe, data, config.train_dataloader)
+    for shard in whole.shards(1):
+        assert store.file(*shard).read_bytes() == whole.file(*shard).read_bytes()
 
 
 @pytest.mark.parametrize(

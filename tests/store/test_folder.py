@@ -8,7 +8,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from toys import FACTS, TAPS, fill, toy_key
+import torch
+from toys import FACTS, TAPS, fill, toy_features, toy_key, toy_sample
 
 from siglip2_dense.contracts import Alignment, Tap
 from siglip2_dense.errors import UserError
@@ -16,6 +17,8 @@ from siglip2_dense.store import folder
 from siglip2_dense.store import store as store_module
 from siglip2_dense.store.folder import create, find, load, stores
 from siglip2_dense.store.key import covers, digest
+from siglip2_dense.store.packing import pack_targets
+from siglip2_dense.store.shard import ShardWriter, narrowed
 
 
 def leaves(value, path=()):
@@ -129,6 +132,19 @@ def test_a_full_disk_leaves_what_was_there(toy_store, monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         fill(store, 1, 1)
     assert sorted(path.name for path in store.path.iterdir()) == before
+
+
+def test_only_the_images_of_a_shard_go_into_it(toy_store):
+    store = toy_store()
+    content = store.file(0, 1).read_bytes()
+    for wrong in ([0, 1, 2, 3, 4], list(store.order()[16:20]), [*store.order()[16:], 3], list(store.order()[20:15:-1])):
+        writer = ShardWriter()
+        for index in wrong:
+            sample = toy_sample(int(index))
+            writer.add(narrowed(toy_features(int(index)), torch.float16, [sample]), sample, pack_targets(sample))
+        with pytest.raises(UserError, match=r"0-00001.safetensors was to hold the images .* and was given"):
+            store.write(0, 1, writer)
+    assert store.missing() == [] and store.file(0, 1).read_bytes() == content
 
 
 def test_others_may_read_what_one_has_extracted(toy_store):
