@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -74,20 +75,34 @@ def _check_sizes(probe, sizes: Sequence[Size]) -> None:
         raise UserError(several_sizes(sorted(set(sizes))))
 
 
+def own_order(shards: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Mixed, each time otherwise: runs that were started together would write the same files to the end."""
+    return [shards[number] for number in np.random.default_rng().permutation(len(shards))]
+
+
+def _batches(store: Store, shards: Sequence[tuple[int, int]], size: int, places: deque) -> Iterator[list]:
+    """Batches for a loader, lists of (view, index); for each, ``places`` gets the writer of its file, and the view and
+    number of that where it ends there.
+
+    A file that another run has written meanwhile is passed over.
+    """
+    for view, number in own_order(shards):
+        if not store.problem(view, number):
+            continue
+        images, writer = store.held(number), ShardWriter()
+        for start in range(0, len(images), size):
+            places.append((writer, (view, number) if start + size >= len(images) else None))
+            yield [(view, index) for index in images[start : start + size]]
+
+
 @torch.no_grad()
 def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tuple[int, int]], windows: bool) -> None:
     """Write these shards. The encoder and the writing, in a thread, do not wait for each other."""
-    size = loading.get("batch_size", 1)
-    batches, places = [], []  # what a loader reads; where that goes, and whether the shard is whole then
-    for view, number in shards:
-        images, writer = store.held(number), ShardWriter()
-        for start in range(0, len(images), size):
-            batches.append([(view, index) for index in images[start : start + size]])
-            places.append((writer, (view, number) if start + size >= len(images) else None))
+    places, total = deque(), sum(len(store.positions(number)) for _, number in shards)
     loader = DataLoader(
         data,
-        batch_sampler=batches,
-        num_workers=min(loading.get("num_workers", 0), len(batches)),
+        batch_sampler=_batches(store, shards, loading.get("batch_size", 1), places),
+        num_workers=min(loading.get("num_workers", 0), total),
         collate_fn=_collate,
         worker_init_fn=worker_init,
         pin_memory=torch.cuda.is_available(),
@@ -100,9 +115,9 @@ def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tupl
     progress = dict(desc=label, unit="image", disable=not is_main_process(), leave=False, mininterval=quiet or 0.5)
     thread, waiting = ThreadPoolExecutor(1), deque()
     try:
-        with tqdm(total=sum(map(len, batches)), **progress) as bar:
-            for place, (images, samples, targets) in zip(places, loader, strict=True):
-                images = [image.to(get_device(), non_blocking=True) for image in images]
+        with tqdm(total=total, **progress) as bar:
+            for images, samples, targets in loader:
+                images, place = [image.to(get_device(), non_blocking=True) for image in images], places.popleft()
                 waiting.append(thread.submit(_keep, store, *place, encode(probe, images, samples), samples, targets))
                 if len(waiting) > WAITING:
                     waiting.popleft().result()

@@ -91,8 +91,10 @@ def ensure(
         dist.is_initialized() and dist.barrier()  # no rank may write before all have looked
         if is_main_process():
             remove_leftovers(folder)
-        first, step = (part[0] - 1, part[1]) if part else (get_rank(), get_world_size())
-        mine = [(view, number) for view, number in missing if (view * store.shards_per_view + number) % step == first]
+        if part is None:
+            mine = missing[get_rank() :: get_world_size()]
+        else:  # jobs that may look at different times: by the file's own number, whatever is missing
+            mine = [(v, n) for v, n in missing if (v * store.shards_per_view + n) % part[1] == part[0] - 1]
         write_shards(probe, data, loading, store, mine, windows)
         dist.is_initialized() and dist.barrier()
     if part is None and (store is None or store.missing(views)):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from siglip2_dense.cli import train as train_verb
 from siglip2_dense.contracts import Alignment, Features, Sample
 from siglip2_dense.data import scenes
 from siglip2_dense.data.base import PixelDataset
-from siglip2_dense.engine import extract
+from siglip2_dense.engine import encoding, extract
 from siglip2_dense.engine.encoding import expected_bytes, row_bytes
 from siglip2_dense.engine.run import build_probe
 from siglip2_dense.errors import UserError
@@ -183,12 +184,13 @@ def test_a_killed_extraction_goes_on_with_what_is_missing(parts, small_files, mo
     whole = extract.ensure(config, probe, data, config.train_dataloader)
     assert whole.shards_per_view == 3
     config, *_ = parts(LARGER, features="killed")
+    monkeypatch.setattr(encoding, "own_order", list)
     write, written = Store.write, []
 
-    def killed(store, view, number, content):
+    def killed(store, view, number, *content):
         if number == 1:
             raise KeyboardInterrupt
-        write(store, view, number, content)
+        write(store, view, number, *content)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", killed)
@@ -196,7 +198,7 @@ def test_a_killed_extraction_goes_on_with_what_is_missing(parts, small_files, mo
             extract.ensure(config, probe, data, config.train_dataloader)
     store = find(tmp_path / "killed", whole.key)
     assert store.missing() == [(0, 1), (0, 2)]
-    monkeypatch.setattr(Store, "write", lambda store, *shard: written.append(shard[:2]) or write(store, *shard))
+    monkeypatch.setattr(Store, "write", lambda store, *content: written.append(content[:2]) or write(store, *content))
     extract.ensure(config, probe, data, config.train_dataloader)
     assert written == [(0, 1), (0, 2)] and store.missing() == []
     for shard in store.shards(1):
@@ -214,6 +216,38 @@ def test_jobs_of_an_array_share_the_files(parts, small_files):
         store = extract.ensure(config, probe, data, config.train_dataloader, part=part)
         left.append(store.missing(2))
     assert left == [[(0, 0), (0, 2), (1, 1)], []]
+
+
+def test_what_is_left_of_an_extraction_is_divided_among_the_ranks(parts, small_files, monkeypatch):
+    config, probe, data, _ = parts(LARGER)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    for number in (0, 2):  # both even
+        store.forget(0, number)
+    monkeypatch.setattr(extract, "get_rank", lambda: 1)
+    monkeypatch.setattr(extract, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="not all files are there"):  # the other rank is none
+        extract.ensure(config, probe, data, config.train_dataloader)
+    assert store.missing() == [(0, 0)]
+
+
+def test_two_runs_that_start_together_share_the_work(parts, small_files, monkeypatch):
+    extra = "train_dataloader['dataset']['length'] = 61"
+    config, probe, data, _ = parts(extra, features="other")
+    other = extract.ensure(config, probe, data, config.train_dataloader)
+    config, *_ = parts(extra)
+    write, written = Store.write, []
+
+    def overtaken(store, *content):
+        write(store, *content)
+        written.append(content[:2])
+        if len(written) == 1:
+            shutil.copytree(other.path, store.path, dirs_exist_ok=True)
+
+    monkeypatch.setattr(Store, "write", overtaken)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    assert len(written) < store.shards_per_view / 2 and store.missing() == []
+    orders = [encoding.own_order(list(range(20))) for _ in range(4)]
+    assert len(set(map(tuple, orders))) > 1 and all(sorted(order) == list(range(20)) for order in orders)
 
 
 def test_more_views_are_added_to_those_there(parts, small_files, monkeypatch):
@@ -321,6 +355,7 @@ def test_a_disk_that_fills_up(parts, small_files, monkeypatch):
     import safetensors.torch
 
     config, probe, data, _ = parts(LARGER)
+    monkeypatch.setattr(encoding, "own_order", list)
     save, saved = safetensors.torch.save_file, []
 
     def save_two(tensors, path):
@@ -346,6 +381,7 @@ def test_no_file_is_written_with_what_belonged_into_one_that_failed(parts, small
     import safetensors.torch
 
     config, probe, data, _ = parts(LARGER + "train_dataloader['batch_size'] = 8")
+    monkeypatch.setattr(encoding, "own_order", list)
     whole = extract.ensure(config, probe, data, config.train_dataloader)
     config, *_ = parts(LARGER + "train_dataloader['batch_size'] = 8", features="full")
     save, asked = safetensors.torch.save_file, []
@@ -478,14 +514,14 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 from siglip2_dense.cli import train
-from siglip2_dense.engine import extract
+from siglip2_dense.engine import encoding, extract
 from siglip2_dense.engine.encoding import expected_bytes, row_bytes
 from siglip2_dense.store.store import Store
 
 extract.SHARD_BYTES = 1
 write = Store.write
-def remember(store, view, number, content):
-    write(store, view, number, content)
+def remember(store, view, number, *content):
+    write(store, view, number, *content)
     with open(Path(sys.argv[1], f"rank{dist.get_rank()}"), "a") as stream:
         stream.write(f"{store.path.name} {view} {number}\\n")
 Store.write = remember
