@@ -58,6 +58,9 @@ class Noise(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         return replace(self.samples[item[1]], image=torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8))
 
+    def files_on_disk(self, index: int) -> list[Path]:
+        return []
+
     def fingerprint(self) -> str:
         return str(len(self))
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import WINDOWS_PER_PASS
 from siglip2_dense.store.key import DTYPES
 from siglip2_dense.store.loader import several_sizes
+from siglip2_dense.store.origins import Origin
 from siglip2_dense.store.packing import pack_targets
 from siglip2_dense.store.shard import ShardWriter, narrowed
 from siglip2_dense.store.store import Store
@@ -80,18 +82,28 @@ def own_order(shards: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [shards[number] for number in np.random.default_rng().permutation(len(shards))]
 
 
-def _batches(store: Store, shards: Sequence[tuple[int, int]], size: int, places: deque) -> Iterator[list]:
-    """Batches for a loader, lists of (view, index); for each, ``places`` gets the writer of its file, and the view and
-    number of that where it ends there.
+class _File(NamedTuple):
+    """A shard under way."""
+
+    view: int
+    number: int
+    content: ShardWriter
+    origins: list[Origin]
+
+
+def _batches(store: Store, data, shards: Sequence[tuple[int, int]], size: int, places: deque) -> Iterator[list]:
+    """Batches for a loader, lists of (view, index); for each, ``places`` gets its file, and whether that ends there.
 
     A file that another run has written meanwhile is passed over.
     """
     for view, number in own_order(shards):
         if not store.problem(view, number):
             continue
-        images, writer = store.held(number), ShardWriter()
+        images = store.held(number)
+        origins = [Origin.of(path) for index in images for path in data.files_on_disk(index)]
+        file = _File(view, number, ShardWriter(), origins)
         for start in range(0, len(images), size):
-            places.append((writer, (view, number) if start + size >= len(images) else None))
+            places.append((file, start + size >= len(images)))
             yield [(view, index) for index in images[start : start + size]]
 
 
@@ -101,7 +113,7 @@ def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tupl
     places, total = deque(), sum(len(store.positions(number)) for _, number in shards)
     loader = DataLoader(
         data,
-        batch_sampler=_batches(store, shards, loading.get("batch_size", 1), places),
+        batch_sampler=_batches(store, data, shards, loading.get("batch_size", 1), places),
         num_workers=min(loading.get("num_workers", 0), total),
         collate_fn=_collate,
         worker_init_fn=worker_init,
@@ -158,17 +170,17 @@ def _encode_windows(probe, images: Sequence[Tensor], samples: Sequence[Sample]) 
     return found
 
 
-def _keep(store: Store, writer: ShardWriter, end: tuple[int, int] | None, parts, samples, targets) -> None:
-    """Add a batch to the shard, and write that with its last one."""
+def _keep(store: Store, file: _File, ends: bool, parts, samples, targets) -> None:
+    """Add a batch to its file, and write that with its last one."""
     known = iter(zip(samples, targets, strict=True))
     dtype = DTYPES[store.key["dtype"]]
     for features, rows in parts:
         own = [next(known) for _ in range(len(features) // rows)]
         features = narrowed(features, dtype, [sample for sample, _ in own for _ in range(rows)])
         for number, (sample, packed) in enumerate(own):
-            writer.add(features[number * rows : (number + 1) * rows], sample, packed)
-    if end is not None:
-        store.write(*end, writer)
+            file.content.add(features[number * rows : (number + 1) * rows], sample, packed)
+    if ends:
+        store.write(*file)
 
 
 def _size(image: Tensor) -> Size:

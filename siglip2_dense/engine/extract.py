@@ -19,9 +19,10 @@ from siglip2_dense.store.folder import create, find, remove_leftovers
 from siglip2_dense.store.key import DTYPES, make_key
 from siglip2_dense.store.loader import StoredImages, StoredLoader
 from siglip2_dense.store.reader import Reader
-from siglip2_dense.store.store import Store
+from siglip2_dense.store.store import NOT_EXTRACTED, Store
 
 SHARD_BYTES = 2**28  # extraction holds about three shards in memory
+NAMED = 3  # of the files that cannot be used
 DRAW_NOTHING = {"ResizeShortSide", "Resize", "Crop", "CenterCrop"}  # transforms that a seed does not change
 NOT_IN_MAPS = {"name", "weights", "layers", "norm", "pooled", "compile", "trainable", "checkpointing"}
 
@@ -80,24 +81,22 @@ def ensure(
             "out --features, or set trainable='none'."
         )
     key = key_of(config, probe, data, loading, windows)
-    store = find(folder, key, views)
-    held = [None if store is None else store.missing(views)]
+    held = [_held(folder, key, views, data) if is_main_process() else None]
     broadcast_object_list(held)  # what one rank writes another must not take for found
-    if held != [[]]:
+    store, missing = held[0]
+    if store is None or missing:
         bytes_per_image = expected_bytes(probe, data, windows)
         store = store or create(folder, key, probe.facts, _images_per_shard(bytes_per_image))
-        missing = held[0] or store.missing(views)
+        missing = missing or store.missing(views)
         _check_space(store, missing, bytes_per_image)
         dist.is_initialized() and dist.barrier()  # no rank may write before all have looked
-        if is_main_process():
-            remove_leftovers(folder)
         if part is None:
             mine = missing[get_rank() :: get_world_size()]
         else:  # jobs that may look at different times: by the file's own number, whatever is missing
             mine = [(v, n) for v, n in missing if (v * store.shards_per_view + n) % part[1] == part[0] - 1]
         write_shards(probe, data, loading, store, mine, windows)
         dist.is_initialized() and dist.barrier()
-    if part is None and (store is None or store.missing(views)):
+    if part is None and store.missing(views):
         raise UserError(
             f"{folder}: not all files are there though every process has written its own; give a folder that all "
             "machines see."
@@ -128,6 +127,23 @@ def _without_root(settings: dict) -> dict:
     """A data set's settings wherever it lies, one within another too."""
     inner = {key: _without_root(value) if isinstance(value, dict) else value for key, value in settings.items()}
     return {key: value for key, value in inner.items() if key != "root"}
+
+
+def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list[tuple[int, int]]]:
+    """The store that serves, if there is one, and what is missing in it; what is there and cannot be used is named."""
+    remove_leftovers(folder)
+    store = find(folder, key, views, data.files_on_disk)
+    if store is None:
+        return None, []
+    problems = store.problems(views, data.files_on_disk)
+    broken = [shard for shard, problem in problems.items() if problem != NOT_EXTRACTED]
+    for shard in broken:
+        store.forget(*shard)
+    for shard in broken[:NAMED]:
+        print(f"{store.file(*shard)} is extracted again: {problems[shard]}", flush=True)
+    if len(broken) > NAMED:
+        print(f"and {len(broken) - NAMED} more files of {store.path}", flush=True)
+    return store, list(problems)
 
 
 def _images_per_shard(bytes_per_image: float) -> int:

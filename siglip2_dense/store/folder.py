@@ -6,16 +6,15 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import write_text
-from siglip2_dense.store.key import covers, digest
+from siglip2_dense.store.key import FORMAT, covers, digest
 from siglip2_dense.store.store import MANIFEST, Store
 
-FORMAT = "siglip2_dense features, version 1"
 STALE = 3600  # seconds after which a half-written file is nobody's work under way
 
 
@@ -49,8 +48,11 @@ def stores(folder: Path) -> Iterator[Store]:
         yield load(path.parent)
 
 
-def find(folder: Path, key: dict, views: int = 1) -> Store | None:
-    """The store of this key, whole or not, else a whole one that holds more taps of the same; none if there is none."""
+def find(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequence[Path]] | None = None) -> Store | None:
+    """The store of this key, whole or not, else a whole one that holds more taps of the same; none if there is none.
+
+    views, files: as in ``Store.problems``.
+    """
     path = _place(folder, key)
     if (path / MANIFEST).is_file():
         found = load(path)
@@ -58,7 +60,7 @@ def find(folder: Path, key: dict, views: int = 1) -> Store | None:
             raise UserError(f"{path / MANIFEST} was changed by hand: {difference}; remove the folder.")
         return found
     for found in stores(folder):
-        if covers(found.key, key) and not found.missing(views):
+        if covers(found.key, key) and not found.problems(views, files):
             return found
     return None
 

@@ -11,6 +11,7 @@ import torch
 
 from siglip2_dense.contracts import Alignment, EncoderFacts, Size, Tap
 
+FORMAT = "siglip2_dense features, version 2"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -49,8 +50,8 @@ def make_key(
 
 
 def digest(key: dict) -> str:
-    """Twelve hexadecimal digits that stand for a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that stand for a key, and for how files are written."""
+    return hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def covers(held: dict, wanted: dict) -> bool:

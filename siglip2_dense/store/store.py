@@ -7,7 +7,9 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from siglip2_dense.errors import UserError
 from siglip2_dense.files import digest as checksum
 from siglip2_dense.files import size_text, write_text
 from siglip2_dense.store.key import taps_of
+from siglip2_dense.store.origins import Origin, compared
 from siglip2_dense.store.shard import Shard, ShardWriter
 
 MANIFEST = "manifest.json"
+NOT_EXTRACTED = "not extracted"
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class Store:
     """The features of one data set, by one encoder, in a folder of their own: ``SPLIT-DIGEST/``.
 
     ``manifest.json`` says what they are of. Each view has its own shards, ``VIEW-NUMBER.safetensors``, of
-    ``images_per_shard`` images but for the last. A shard is whole once ``VIEW-NUMBER.json`` with its size and checksum
-    lies beside it; nothing else is shared, so that shards can be written in any order by anybody.
+    ``images_per_shard`` images but for the last. A shard is whole once its note, ``VIEW-NUMBER.json``, lies beside it,
+    with its size and checksum, and those of the files that its images were read from; nothing else is shared, so that
+    shards can be written in any order by anybody.
     """
 
     path: Path
@@ -51,7 +56,7 @@ class Store:
         """
         if self.key["windows"] is not None:
             return np.arange(self.images)
-        return np.random.default_rng(self.images).permutation(self.images)
+        return _mixed(self.images)
 
     def positions(self, number: int) -> range:
         """What the shard of this number holds."""
@@ -65,8 +70,11 @@ class Store:
     def file(self, view: int, number: int) -> Path:
         return self.path / f"{view}-{number:05d}.safetensors"
 
-    def write(self, view: int, number: int, content: ShardWriter) -> None:
-        """Raises UserError when the disk is full, and for other images than the shard's; what was there stays."""
+    def write(self, view: int, number: int, content: ShardWriter, origins: Sequence[Origin] = ()) -> None:
+        """origins: the files that its images were read from, image after image, as they were before that.
+
+        Raises UserError when the disk is full, and for other images than the shard's; what was there stays.
+        """
         from safetensors import SafetensorError
 
         path = self.file(view, number)
@@ -80,8 +88,8 @@ class Store:
             path.with_suffix(".json").unlink(missing_ok=True)
             content.write(path)
             shutil.copymode(self.path / MANIFEST, path)  # safetensors lets nobody else read its files
-            facts = dict(bytes=path.stat().st_size, sha256=checksum(path))
-            write_text(path.with_suffix(".json"), json.dumps(facts) + "\n")
+            note = dict(bytes=path.stat().st_size, sha256=checksum(path), origins=[one.note() for one in origins])
+            write_text(path.with_suffix(".json"), json.dumps(note) + "\n")
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)  # whole it may be, but nothing says so
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
@@ -102,7 +110,7 @@ class Store:
             known = json.loads(note.read_text())
             expected, content = known["bytes"], known["sha256"]
         except FileNotFoundError:
-            return "not extracted"
+            return NOT_EXTRACTED
         except (ValueError, KeyError, TypeError):
             return f"{note.name} cannot be read"
         if not path.is_file():
@@ -117,13 +125,34 @@ class Store:
                 os.utime(note)
         return ""
 
+    def changed(self, view: int, number: int, files: Callable[[int], Sequence[Path]]) -> str:
+        """Which of the files that a whole shard was made of is another now, or an empty string.
+
+        files: gives those of an image, by its index in the data set.
+        """
+        note = self.file(view, number).with_suffix(".json")
+        known = json.loads(note.read_text())
+        today = [path for index in self.held(number) for path in files(index)]
+        problem, origins = compared(today, known.get("origins", []))
+        if not problem and origins != known["origins"]:  # copied or touched: next time their times are known
+            with contextlib.suppress(OSError):  # where it may not be written
+                write_text(note, json.dumps({**known, "origins": origins}) + "\n")
+        return problem
+
     def shards(self, views: int) -> list[tuple[int, int]]:
         """(view, number) of each file that the first ``views`` have."""
         return [(view, number) for view in range(views) for number in range(self.shards_per_view)]
 
+    def problems(
+        self, views: int = 1, files: Callable[[int], Sequence[Path]] | None = None
+    ) -> dict[tuple[int, int], str]:
+        """Those of them that are not there, not whole, or where ``files`` are given, of other files: and why."""
+        found = {shard: self.problem(*shard) or (files and self.changed(*shard, files)) for shard in self.shards(views)}
+        return {shard: problem for shard, problem in found.items() if problem}
+
     def missing(self, views: int = 1) -> list[tuple[int, int]]:
-        """Those of them that are not there, or not whole."""
-        return [shard for shard in self.shards(views) if self.problem(*shard)]
+        """Those that are not there, or not whole."""
+        return list(self.problems(views))
 
     def forget(self, view: int, number: int) -> None:
         """Have a shard extracted again."""
@@ -162,6 +191,11 @@ class Store:
 
     def remove(self) -> None:
         shutil.rmtree(self.path)
+
+
+@lru_cache(maxsize=4)
+def _mixed(images: int) -> np.ndarray:
+    return np.random.default_rng(images).permutation(images)
 
 
 def _windows(inference: dict) -> str:

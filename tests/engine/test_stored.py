@@ -12,6 +12,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from siglip2_dense.cli import common
@@ -25,6 +26,7 @@ from siglip2_dense.engine.encoding import expected_bytes, row_bytes
 from siglip2_dense.engine.run import build_probe
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
+from siglip2_dense.store import origins
 from siglip2_dense.store.folder import find
 from siglip2_dense.store.key import digest
 from siglip2_dense.store.loader import StoredLoader
@@ -207,6 +209,69 @@ def test_a_killed_extraction_goes_on_with_what_is_missing(parts, small_files, mo
     store.file(0, 1).write_bytes(store.file(0, 1).read_bytes()[:-7])
     extract.ensure(config, probe, data, config.train_dataloader)
     assert written == [(0, 1), (0, 2), (0, 1)] and store.missing() == []
+
+
+@pytest.fixture
+def folder_set(tmp_path):
+    """A data set of files, labels of one size whatever is in them, and the lines of a config that names it."""
+    numbers = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "set" / kind / split).mkdir(parents=True)
+        for index in range(21 if split == "train" else 2):
+            image, labels = numbers.integers(0, 256, (48, 64, 3)), numbers.integers(0, 2, (48, 64))
+            Image.fromarray(image.astype(np.uint8)).save(tmp_path / "set" / "images" / split / f"{index:02d}.png")
+            save_labels(tmp_path / "set" / "labels" / split / f"{index:02d}.png", labels)
+    (tmp_path / "set" / "classes.txt").write_text("a\nb\n")
+    return "\n".join(
+        f"{s}_dataloader['dataset'] = dict(type='ImageFolder', root='{tmp_path}/set', split='{s}')"
+        for s in ("train", "val")
+    )
+
+
+def save_labels(path, labels):
+    Image.fromarray(labels.astype(np.uint8)).save(path, compress_level=0)
+
+
+def test_an_image_or_label_file_that_is_replaced_is_extracted_again(
+    parts, folder_set, small_files, monkeypatch, tmp_path, capsys
+):
+    config, probe, data, _ = parts(folder_set)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    write, written = Store.write, []
+    monkeypatch.setattr(Store, "write", lambda store, *content: written.append(content[:2]) or write(store, *content))
+    labels = tmp_path / "set" / "labels" / "train" / "07.png"
+    before = labels.stat()
+    save_labels(labels, 1 - np.asarray(Image.open(labels)))
+    os.utime(labels, ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))  # older than the store
+    assert labels.stat().st_size == before.st_size
+    capsys.readouterr()
+    assert extract.ensure(config, probe, data, config.train_dataloader) == store
+    number = next(number for number in range(3) if 7 in store.held(number))
+    assert written == [(0, number)]
+    assert (
+        f"{store.file(0, number)} is extracted again: {labels} is another than it was made of"
+        in capsys.readouterr().out
+    )
+    for batch, _ in zip(extract.training_loader(config, probe, data), range(11), strict=False):
+        for sample in batch["data_samples"]:
+            assert torch.equal(sample.labels, data[sample.index].labels)
+    for path in (tmp_path / "set").rglob("*.png"):  # as a copy without its times
+        os.utime(path)
+    extract.ensure(config, probe, data, config.train_dataloader)
+    assert len(written) == 1
+    monkeypatch.setattr(origins, "digest", None)  # the new times are known now
+    extract.ensure(config, probe, data, config.train_dataloader)
+
+
+def test_a_store_with_more_layers_does_not_serve_when_a_file_was_replaced(parts, folder_set, tmp_path):
+    config, probe, data, _ = parts(folder_set)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    labels = tmp_path / "set" / "labels" / "train" / "07.png"
+    save_labels(labels, 1 - np.asarray(Image.open(labels)))
+    config, probe, data, _ = parts(folder_set + "\nmodel['heads']['segmentation']['head']['layers'] = 'last'")
+    other = extract.ensure(config, probe, data, config.train_dataloader)
+    assert other.path != store.path and other.missing() == store.missing() == []
 
 
 def test_jobs_of_an_array_share_the_files(parts, small_files):
