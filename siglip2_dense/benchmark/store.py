@@ -26,7 +26,7 @@ from siglip2_dense.contracts import IGNORE, EncoderFacts, Features, Geometry, Sa
 from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.engine import extract
 from siglip2_dense.models import DenseProbe
-from siglip2_dense.store.folder import create
+from siglip2_dense.store.folder import create, planned
 from siglip2_dense.store.key import make_key
 from siglip2_dense.store.loader import StoredLoader
 from siglip2_dense.store.packing import pack_targets
@@ -79,7 +79,7 @@ def noise_store(files: int) -> Iterator[Store]:
     key = make_key(FACTS, {"precision": "fp32"}, [Tap(0, True)], False, None, "fp16", data, seed=0)
     place = Geometry(SIZE, (0, 0, *SIZE), SIZE, SIZE, SIZE)
     with TemporaryDirectory() as folder:
-        store, writer = create(Path(folder), key, FACTS, PER_FILE), ShardWriter()
+        store, writer = create(planned(Path(folder), key, FACTS, PER_FILE)), ShardWriter()
         for index in store.held(0):
             maps = torch.randn(1, *(side // PATCH for side in SIZE), WIDTH).half().permute(0, 3, 1, 2)
             writer.add(Features({Tap(0, True): maps}, (place,)), labelled(index), pack_targets(labelled(index)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from siglip2_dense import records
 from siglip2_dense.data.subset import Subset
 from siglip2_dense.engine.encoding import expected_bytes, write_shards
 from siglip2_dense.errors import UserError
-from siglip2_dense.files import size_text
-from siglip2_dense.store.folder import create, find, remove_leftovers
+from siglip2_dense.files import free_bytes, size_text
+from siglip2_dense.store.folder import create, find, nearest, planned, remove_leftovers
 from siglip2_dense.store.key import DTYPES, make_key
 from siglip2_dense.store.loader import StoredImages, StoredLoader
 from siglip2_dense.store.reader import Reader
@@ -71,7 +70,7 @@ def ensure(
     loading: batch_size, num_workers and dataset of the config. windows: those of the inference, for evaluation, else
     the views of training. part: (i, n) to do every n-th file from the i-th on and leave the others to other processes
     (a job array); the store is then not whole in the end. Raises UserError for an encoder that trains, for a store that
-    does not fit on the disk, and for what the stored type cannot hold.
+    does not fit on the disk, for what the stored type cannot hold, and for views that would all be the same.
     """
     wanted = settings(config)
     folder, views = Path(wanted["dir"]), 1 if windows else wanted["views"]
@@ -81,15 +80,21 @@ def ensure(
             "out --features, or set trainable='none'."
         )
     key = key_of(config, probe, data, loading, windows)
+    if views > 1 and key["seed"] is None:
+        raise UserError(
+            f"feature_store.views={views}: the transforms of training draw nothing, so that all views of an image are "
+            "the same; leave views out."
+        )
     held = [_held(folder, key, views, data) if is_main_process() else None]
     broadcast_object_list(held)  # what one rank writes another must not take for found
     store, missing = held[0]
     if store is None or missing:
         bytes_per_image = expected_bytes(probe, data, windows)
-        store = store or create(folder, key, probe.facts, _images_per_shard(bytes_per_image))
-        missing = missing or store.missing(views)
-        _check_space(store, missing, bytes_per_image)
+        store = store or planned(folder, key, probe.facts, _images_per_shard(bytes_per_image))
+        _check_space(store, missing or store.shards(views), bytes_per_image)
         dist.is_initialized() and dist.barrier()  # no rank may write before all have looked
+        store = create(store)
+        missing = missing or store.missing(views)
         if part is None:
             mine = missing[get_rank() :: get_world_size()]
         else:  # jobs that may look at different times: by the file's own number, whatever is missing
@@ -134,6 +139,8 @@ def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list
     remove_leftovers(folder)
     store = find(folder, key, views, data.files_on_disk)
     if store is None:
+        if told := nearest(folder, key, views, data.files_on_disk):
+            print(f"no features that are stored already serve: {told}", flush=True)
         return None, []
     problems = store.problems(views, data.files_on_disk)
     broken = [shard for shard, problem in problems.items() if problem != NOT_EXTRACTED]
@@ -152,7 +159,7 @@ def _images_per_shard(bytes_per_image: float) -> int:
 
 def _check_space(store: Store, missing: Sequence, bytes_per_image: float) -> None:
     images = sum(len(store.positions(number)) for _, number in missing)
-    needed, free = images * bytes_per_image, shutil.disk_usage(store.path).free
+    needed, free = images * bytes_per_image, free_bytes(store.path)
     what = f"features of {images} images of {store.key['data']['name']} {store.key['data']['split']}"
     if needed > free:
         raise UserError(

@@ -12,22 +12,28 @@ from pathlib import Path
 from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import write_text
-from siglip2_dense.store.key import FORMAT, covers, digest
+from siglip2_dense.store.key import FORMAT, covers, digest, leaves
 from siglip2_dense.store.store import MANIFEST, Store
 
 STALE = 3600  # seconds after which a half-written file is nobody's work under way
 
 
-def create(folder: Path, key: dict, facts: EncoderFacts, images_per_shard: int) -> Store:
-    """A store of this key with nothing in it yet, or the one that is there."""
-    path = _place(folder, key)
-    manifest = dict(format=FORMAT, key=key, facts=facts.to_dict(), images_per_shard=images_per_shard)
+def planned(folder: Path, key: dict, facts: EncoderFacts, images_per_shard: int) -> Store:
+    """A store of this key as it would be; nothing is written."""
+    return Store(_place(folder, key), key, facts, images_per_shard)
+
+
+def create(store: Store) -> Store:
+    """Begin a store that was planned; gives the one that is there, should another process have begun it."""
+    parts = dict(key=store.key, facts=store.facts.to_dict(), images_per_shard=store.images_per_shard)
     try:
-        if not (path / MANIFEST).is_file():
-            write_text(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        if not (store.path / MANIFEST).is_file():
+            write_text(store.path / MANIFEST, json.dumps(dict(format=FORMAT, **parts), indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{folder}: no features can be kept here ({error.strerror}); give another folder.") from error
-    return load(path)
+        raise UserError(
+            f"{store.path.parent}: no features can be kept here ({error.strerror}); give another folder."
+        ) from error
+    return load(store.path)
 
 
 def load(path: Path) -> Store:
@@ -63,6 +69,26 @@ def find(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequenc
         if covers(found.key, key) and not found.problems(views, files):
             return found
     return None
+
+
+def nearest(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequence[Path]] | None = None) -> str:
+    """Which store of the same images, for the same purpose, is nearest to serving, and what keeps it from that; an
+    empty string where there is none. views, files: as in ``find``.
+    """
+    wanted, purpose = leaves(key), (key["data"]["name"], key["data"]["split"], key["windows"] is None)
+    found = []
+    for store in stores(folder):
+        data, own = store.key["data"], leaves(store.key)
+        if (data["name"], data["split"], store.key["windows"] is None) == purpose:
+            others = [place for place in wanted.keys() | own.keys() if wanted.get(place) != own.get(place)]
+            first = min(others, key=lambda place: ("fingerprint" in place, place), default="")  # names say more
+            found.append((len(others), store, own, first))
+    if not found:
+        return ""
+    _, store, own, place = min(found, key=lambda one: one[0])
+    if covers(store.key, key):
+        return f"{store.path} has more layers, but {next(iter(store.problems(views, files).values()))}"
+    return f"in {store.path}, {place} is {own.get(place)!r}, and now {wanted.get(place)!r}"
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -61,5 +61,13 @@ def covers(held: dict, wanted: dict) -> bool:
     return {**held, "taps": wanted["taps"], "pooled": wanted["pooled"]} == wanted
 
 
+def leaves(value: object, place: str = "") -> dict[str, object]:
+    """{place: value} of all that a key says, such as {"data.settings.transforms.0.p": 0.5}."""
+    if not isinstance(value, (dict, list)):
+        return {place: value}
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return {deep: leaf for name, one in inner for deep, leaf in leaves(one, f"{place}.{name}".strip(".")).items()}
+
+
 def taps_of(key: dict) -> list[Tap]:
     return [Tap(block, norm) for block, norm in key["taps"]]

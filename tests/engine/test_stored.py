@@ -401,9 +401,55 @@ def test_the_size_is_known_before_and_a_disk_that_is_too_small_refused(parts, mo
     predicted = 21 * expected_bytes(probe, data, windows=False)
     maps = sum(path.stat().st_size for path in store.path.glob("*.safetensors"))
     assert predicted == pytest.approx(maps, rel=0.25)  # what is known of each image comes on top: much, of tiny maps
-    monkeypatch.setattr(extract.shutil, "disk_usage", lambda path: Namespace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Namespace(free=10_000))
     with pytest.raises(UserError, match=r"need about .* kB in .*features, which has 10 kB free"):
         extract.ensure(config, probe, val, config.val_dataloader, windows=True)
+
+
+def test_a_refused_extraction_leaves_nothing_and_leftovers_do_not_count(parts, monkeypatch, tmp_path):
+    config, probe, data, val = parts()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: Namespace(free=10_000))
+        with pytest.raises(UserError, match="has 10 kB free"):
+            extract.ensure(config, probe, data, config.train_dataloader)
+    assert not (tmp_path / "features").exists()
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    leftover = store.path / ".0-00000.safetensors.killed.tmp"
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Namespace(free=0 if leftover.exists() else 10**12))
+    extract.ensure(config, probe, val, config.val_dataloader, windows=True)
+
+
+def test_why_something_is_extracted_again_is_said(parts, folder_set, small_files, tmp_path, capsys):
+    config, probe, _, val = parts(folder_set)
+
+    def told(extra="", **more):
+        config, probe, data, _ = parts(folder_set + extra, **more)
+        store = extract.ensure(config, probe, data, config.train_dataloader)
+        return store, capsys.readouterr().out.splitlines()
+
+    extract.ensure(config, probe, val, config.val_dataloader, windows=True)
+    first, lines = told()
+    assert len(lines) == 2 and all(line.startswith("features of ") for line in lines)  # nothing of these was there
+    for number in range(3):
+        first.file(0, number).write_bytes(first.file(0, number).read_bytes()[:-1])
+    lines = told()[1]
+    assert all(f"0-0000{number}.safetensors is extracted again: truncated: " in lines[number] for number in range(3))
+    assert told()[1] == []
+    serve = "no features that are stored already serve: in "
+    changes = {
+        "\ntrain_dataloader['dataset']['transforms'] = [dict(type='RandomFlip', p=0.3)]": "data.settings.transforms.0",
+        "\nmodel['encoder']['weights'] = 'random:1'": "encoder.fingerprint is ",
+        "\nmodel['encoder']['name'] = 'test_vit2'": "encoder.name is 'test_vit', and now 'test_vit2'",
+        "\nmodel['canvas'] = (64, 64)": "canvas",
+    }
+    for change, sentence in changes.items():
+        lines = told(change)[1]
+        assert lines[0].startswith(f"{serve}{first.path}, {sentence}"), lines
+    for kind in ("images", "labels"):
+        (tmp_path / "set" / kind / "train" / "20.png").unlink()
+    assert f"{first.path}, data.images is 21, and now 20" in told()[1][0]
 
 
 def test_predicted_bytes_are_those_of_the_tensors(parts):
@@ -475,6 +521,10 @@ def test_no_file_is_written_with_what_belonged_into_one_that_failed(parts, small
         ("model['encoder']['trainable'] = 1\nmodel['encoder_optim'] = dict(lr_mult=0.1)", "trainable=1: features"),
         ("feature_store = dict(views=0)", "feature_store.views=0"),
         ("feature_store = dict(dtype='fp32')", "feature_store.dtype='fp32': give 'fp16' or 'bf16'"),
+        (
+            "feature_store = dict(views=2)\ntrain_dataloader['dataset']['transforms'] = []",
+            "feature_store.views=2: the transforms of training draw nothing",
+        ),
         ("feature_store = dict(view=2)", "feature_store has no setting 'view': did you mean 'views'"),
         ("train_dataloader['dataset']['transforms'] = [dict(type='RandomResize', short=48)]", "sizes .*model.canvas"),
     ],

@@ -15,7 +15,7 @@ from siglip2_dense.contracts import Alignment, Tap
 from siglip2_dense.errors import UserError
 from siglip2_dense.store import folder
 from siglip2_dense.store import store as store_module
-from siglip2_dense.store.folder import create, find, load, stores
+from siglip2_dense.store.folder import find, load, nearest, planned, stores
 from siglip2_dense.store.key import covers, digest
 from siglip2_dense.store.packing import pack_targets
 from siglip2_dense.store.shard import ShardWriter, narrowed
@@ -68,6 +68,18 @@ def test_a_store_is_found_by_its_key_alone(toy_store):
     assert find(place, toy_key(21, seed=1)) is None
     other = toy_key(21, facts=replace(FACTS, fingerprint="0" * 64))
     assert find(place, other) is None
+
+
+def test_the_store_that_nearly_serves_is_named(toy_store):
+    store = toy_store()
+    place = store.path.parent
+    toy_store(canvas=(16, 16), dtype="bf16")
+    assert nearest(place, toy_key(21, seed=1)) == f"in {store.path}, seed is 0, and now 1"
+    other = replace(FACTS, fingerprint="0" * 64, name="another")
+    assert "encoder.name is 'toy', and now 'another'" in nearest(place, toy_key(21, facts=other))
+    assert "encoder.fingerprint is 'fff" in nearest(place, toy_key(21, facts=replace(FACTS, fingerprint="0" * 64)))
+    assert nearest(place, toy_key(21, windows=dict(mode="whole"))) == ""
+    assert "has more layers, but not extracted" in nearest(place, toy_key(21, taps=TAPS[1:]), views=2)
 
 
 def test_files_that_are_missing_cut_or_changed(toy_store):
@@ -154,9 +166,9 @@ def test_others_may_read_what_one_has_extracted(toy_store):
 
 
 def test_images_of_training_lie_mixed_and_those_of_evaluation_in_order(tmp_path):
-    mixed = create(tmp_path, toy_key(50), FACTS, 16).order()
+    mixed = planned(tmp_path, toy_key(50), FACTS, 16).order()
     assert sorted(mixed) == list(range(50)) and list(mixed) != list(range(50))
-    straight = create(tmp_path, toy_key(50, windows=dict(mode="whole")), FACTS, 16)
+    straight = planned(tmp_path, toy_key(50, windows=dict(mode="whole")), FACTS, 16)
     assert list(straight.order()) == list(range(50))
     assert list(straight.positions(3)) == [48, 49] and straight.shards_per_view == 4
 
