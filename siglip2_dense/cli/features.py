@@ -41,7 +41,7 @@ def _extract(arguments: argparse.Namespace) -> None:
     from mmengine.dist import is_main_process
 
     from siglip2_dense.engine import distributed
-    from siglip2_dense.engine.run import extract_features
+    from siglip2_dense.engine.features import extract_features
 
     stores = extract_features(load_config(arguments), part)
     if is_main_process():

@@ -42,16 +42,10 @@ def settings(config: Config) -> dict | None:
 
 
 def training_loader(config: Config, probe, data) -> StoredLoader:
-    """Endless batches of stored features, which are extracted first where they are missing.
-
-    A part of a data set is served from the features of the whole, which serve other parts and the whole too.
-    """
-    targets = [task.target for task in probe.tasks.values()]
-    views, loading, whole, images = settings(config)["views"], config.train_dataloader.to_dict(), data, None
-    if isinstance(data, Subset):
-        built, whole, images = loading["dataset"], data.whole, data.indices
-        loading["dataset"] = {**built["dataset"], "transforms": built.get("transforms", [])}
-    reader = Reader(ensure(config, probe, whole, loading), probe.taps, probe.pooled, targets, views)
+    """Endless batches of stored features, which are extracted first where they are missing."""
+    targets, loading = [task.target for task in probe.tasks.values()], config.train_dataloader.to_dict()
+    reader = Reader(ensure(config, probe, data, loading), probe.taps, probe.pooled, targets, settings(config)["views"])
+    images = data.indices if isinstance(data, Subset) else None
     return StoredLoader(reader, data, loading["batch_size"], config.seed, get_rank(), get_world_size(), images)
 
 
@@ -68,10 +62,14 @@ def ensure(
     """The store of what the probe reads of a data set; what is missing in it is extracted, over all ranks.
 
     loading: batch_size, num_workers and dataset of the config. windows: those of the inference, for evaluation, else
-    the views of training. part: (i, n) to do every n-th file from the i-th on and leave the others to other processes
+    the views of training; a part of a data set is trained from the features of the whole, which serve other parts too.
+    part: (i, n) to do every n-th file from the i-th on and leave the others to other processes
     (a job array); the store is then not whole in the end. Raises UserError for an encoder that trains, for a store that
     does not fit on the disk, for what the stored type cannot hold, and for views that would all be the same.
     """
+    if isinstance(data, Subset) and not windows:
+        built, data = loading["dataset"], data.whole
+        loading = {**loading, "dataset": {**built["dataset"], "transforms": built.get("transforms", [])}}
     wanted = settings(config)
     folder, views = Path(wanted["dir"]), 1 if windows else wanted["views"]
     if probe.trains_encoder:
@@ -94,7 +92,7 @@ def ensure(
         _check_space(store, missing or store.shards(views), bytes_per_image)
         dist.is_initialized() and dist.barrier()  # no rank may write before all have looked
         store = create(store)
-        missing = missing or store.missing(views)
+        missing = missing or store.shards(views)  # the same for all ranks
         if part is None:
             mine = missing[get_rank() :: get_world_size()]
         else:  # jobs that may look at different times: by the file's own number, whatever is missing

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from siglip2_dense.cli import train
 from siglip2_dense.cli.common import run
 from siglip2_dense.cli.features import main
+from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.engine import extract
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/features.py"
@@ -66,6 +68,31 @@ def test_what_is_extracted_is_shown_and_found_again(stored, call):
     assert code == 0 and shown.splitlines() == lines[2:]
     again = call("extract", config, "--features", folder)
     assert again[0] == 0 and again[1].splitlines() == lines[2:]  # nothing was missing
+
+
+def test_a_sweep_finds_all_that_it_reads(tiny, tmp_path, call, monkeypatch):
+    lines = "sweep = dict(layers=['last', 'even4'], pooled=['none', 'concat'], holdout=0.4)\nseeds = 2\npictures = 0\n"
+    config = tiny(lines + "train_dataloader['num_workers'] = 0\nvis_backends = []\nfeature_store = dict(views=2)")
+    code, out, err = call("extract", config, "--features", tmp_path / "features")
+    assert code == 0, err
+    assert [line.partition("-")[0] for line in out.splitlines()[-3:]] == ["train", "train_held_out", "val"]
+    monkeypatch.setattr(FrozenEncoder, "features", None)
+    train.main([str(config), "--features", str(tmp_path / "features"), "--work-dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "sweep.json").is_file() and len(list((tmp_path / "features").iterdir())) == 3
+
+
+def test_a_part_of_a_set_is_extracted_as_it_is_trained_from(tiny, tmp_path, call, monkeypatch):
+    config = tiny(
+        "train_dataloader['num_workers'] = 0\nvis_backends = []\npictures = 0\n"
+        "whole = train_dataloader['dataset']\n"
+        "train_dataloader['dataset'] = dict(\n"
+        "    type='Subset', part='kept', holdout=0.4, transforms=whole.pop('transforms'), dataset=whole)\n"
+        "del whole"
+    )
+    assert call("extract", config, "--features", tmp_path / "features")[0] == 0
+    monkeypatch.setattr(FrozenEncoder, "features", None)
+    train.main([str(config), "--features", str(tmp_path / "features"), "--work-dir", str(tmp_path / "run")])
+    assert len(list((tmp_path / "features").iterdir())) == 2
 
 
 def test_damage_is_found_named_and_mended(stored, call):
