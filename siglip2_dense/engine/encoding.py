@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from siglip2_dense.contracts import EncoderFacts, Features, Sample, Size
 from siglip2_dense.data.loading import TARGETS, worker_init
 from siglip2_dense.encoders.naflex import grid_of
+from siglip2_dense.engine.progress import Progress
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import WINDOWS_PER_PASS
 from siglip2_dense.store.key import DTYPES
@@ -91,13 +89,16 @@ class _File(NamedTuple):
     origins: list[Origin]
 
 
-def _batches(store: Store, data, shards: Sequence[tuple[int, int]], size: int, places: deque) -> Iterator[list]:
-    """Batches for a loader, lists of (view, index); for each, ``places`` gets its file, and whether that ends there.
+def _batches(
+    store: Store, data, shards: Sequence[tuple[int, int]], size: int, places: deque, progress: Progress
+) -> Iterator[list[tuple[int, int]]]:
+    """What a loader reads, (view, index) of a batch's images; ``places`` gets its file, and whether that ends there.
 
     A file that another run has written meanwhile is passed over.
     """
     for view, number in own_order(shards):
         if not store.problem(view, number):
+            progress.skip(len(store.positions(number)))
             continue
         images = store.held(number)
         origins = [Origin.of(path) for index in images for path in data.files_on_disk(index)]
@@ -110,10 +111,12 @@ def _batches(store: Store, data, shards: Sequence[tuple[int, int]], size: int, p
 @torch.no_grad()
 def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tuple[int, int]], windows: bool) -> None:
     """Write these shards. The encoder and the writing, in a thread, do not wait for each other."""
-    places, total = deque(), sum(len(store.positions(number)) for _, number in shards)
+    total, size = sum(len(store.positions(number)) for _, number in shards), loading.get("batch_size", 1)
+    places: deque = deque()
+    progress = Progress(f"extracting {store.key['data']['split']}", total)
     loader = DataLoader(
         data,
-        batch_sampler=_batches(store, data, shards, loading.get("batch_size", 1), places),
+        batch_sampler=_batches(store, data, shards, size, places, progress),
         num_workers=min(loading.get("num_workers", 0), total),
         collate_fn=_collate,
         worker_init_fn=worker_init,
@@ -122,18 +125,15 @@ def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tupl
     )
     probe.to(get_device()).eval()
     encode = _encode_windows if windows else _encode_images
-    quiet = None if sys.stderr.isatty() else 30  # seconds between lines of progress in a log file
-    label = f"extracting {store.key['data']['split']}"
-    progress = dict(desc=label, unit="image", disable=not is_main_process(), leave=False, mininterval=quiet or 0.5)
     thread, waiting = ThreadPoolExecutor(1), deque()
     try:
-        with tqdm(total=total, **progress) as bar:
+        with progress:
             for images, samples, targets in loader:
                 images, place = [image.to(get_device(), non_blocking=True) for image in images], places.popleft()
                 waiting.append(thread.submit(_keep, store, *place, encode(probe, images, samples), samples, targets))
                 if len(waiting) > WAITING:
                     waiting.popleft().result()
-                bar.update(len(images))
+                progress.update(len(images))
             for written in waiting:
                 written.result()
     finally:

@@ -1,6 +1,7 @@
 """tools/features.py: extract, verify, info, prune."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -119,6 +120,7 @@ def test_an_array_of_jobs(tiny, tmp_path, call, monkeypatch):
     config = tiny("train_dataloader['dataset']['length'] = 9\ntrain_dataloader['num_workers'] = 0")
     first = call("extract", config, "--features", tmp_path / "f", "--part", "1/2")
     assert first[0] == 0 and "1 of 2 files missing" in first[1]
+    assert re.search(r"^extracting train: [18] images? in 00:0\d, \S+ images/s$", first[2], re.MULTILINE)
     code, out, _ = call("verify", tmp_path / "f")
     assert code == 0 and "1 are still missing" in out
     second = call("extract", config, "--features", tmp_path / "f", "--part", "2/2")

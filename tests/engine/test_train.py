@@ -24,8 +24,9 @@ def train(config, work_dir, *options, **flags):
     return json.loads((work_dir / "results.json").read_text())
 
 
-def test_a_run_leaves_head_record_pictures_and_curves(tiny, tmp_path):
+def test_a_run_leaves_head_record_pictures_and_curves(tiny, tmp_path, capsys):
     record = train(tiny(), tmp_path / "run")
+    assert "evaluating val at step 12: 7 images in 00:0" in capsys.readouterr().err
     assert set(record) == {
         "metrics", "per_class", "intervals", "best", "encoder", "protocol", "data", "run", "history",
     }  # fmt: skip
