@@ -15,6 +15,7 @@ from mmengine.device import get_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from siglip2_dense import records
 from siglip2_dense.contracts import EncoderFacts, Features, Sample, Size
 from siglip2_dense.data.loading import TARGETS, worker_init
 from siglip2_dense.encoders.naflex import grid_of
@@ -29,6 +30,10 @@ from siglip2_dense.store.shard import ShardWriter, narrowed
 from siglip2_dense.store.store import Store
 
 MEASURED = 16  # images that tell how large a store will be
+LIBRARIES = (  # that make features what they are
+    "siglip2_dense", "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python", "onedl-mmcv",
+    "onedl-mmsegmentation",
+)  # fmt: skip
 WAITING = 2  # batches that may wait to be written
 
 
@@ -108,6 +113,12 @@ def _batches(
             yield [(view, index) for index in images[start : start + size]]
 
 
+def made_with() -> dict[str, str]:
+    """The versions of what makes features."""
+    known = records.versions(LIBRARIES)
+    return {name: known[name] for name in LIBRARIES}
+
+
 @torch.no_grad()
 def write_shards(probe, data, loading: dict, store: Store, shards: Sequence[tuple[int, int]], windows: bool) -> None:
     """Write these shards. The encoder and the writing, in a thread, do not wait for each other."""
@@ -180,7 +191,7 @@ def _keep(store: Store, file: _File, ends: bool, parts, samples, targets) -> Non
         for number, (sample, packed) in enumerate(own):
             file.content.add(features[number * rows : (number + 1) * rows], sample, packed)
     if ends:
-        store.write(*file)
+        store.write(*file, made_with())
 
 
 def _size(image: Tensor) -> Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_ma
 
 from siglip2_dense import records
 from siglip2_dense.data.subset import Subset
-from siglip2_dense.engine.encoding import expected_bytes, write_shards
+from siglip2_dense.engine.encoding import expected_bytes, made_with, write_shards
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import free_bytes, size_text
+from siglip2_dense.registry import TRANSFORMS, resolve
 from siglip2_dense.store.folder import create, find, nearest, planned, remove_leftovers
 from siglip2_dense.store.key import DTYPES, make_key
 from siglip2_dense.store.loader import StoredImages, StoredLoader
@@ -110,7 +112,7 @@ def ensure(
 def key_of(config: Config, probe, data, loading: dict, windows: bool) -> dict:
     """What the features that the probe reads of a data set depend on."""
     encoder = {key: value for key, value in config.model.encoder.to_dict().items() if key not in NOT_IN_MAPS}
-    built = {"transforms": [], **_without_root(loading["dataset"])}
+    built = _built_with(data, loading["dataset"])
     draws = any(transform["type"] not in DRAW_NOTHING for transform in built["transforms"])
     return make_key(
         facts=probe.facts,
@@ -126,10 +128,19 @@ def key_of(config: Config, probe, data, loading: dict, windows: bool) -> dict:
     )
 
 
-def _without_root(settings: dict) -> dict:
-    """A data set's settings wherever it lies, one within another too."""
-    inner = {key: _without_root(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in inner.items() if key != "root"}
+def _built_with(data, given: dict) -> dict:
+    """What a data set was built with, wherever it lies, with the defaults, which may be others in another version."""
+    found = _with_defaults(type(data), given)
+    if isinstance(data, Subset):
+        found["dataset"] = _built_with(data.whole, found["dataset"])
+    transforms = found.get("transforms", ())
+    found["transforms"] = [_with_defaults(resolve(TRANSFORMS, one["type"]), one) for one in transforms]
+    return {key: value for key, value in found.items() if key not in ("root", "seed")}
+
+
+def _with_defaults(cls: type, given: dict) -> dict:
+    parameters = inspect.signature(cls).parameters.values()
+    return {**{one.name: one.default for one in parameters if one.default is not one.empty}, **given}
 
 
 def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list[tuple[int, int]]]:
@@ -148,6 +159,14 @@ def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list
         print(f"{store.file(*shard)} is extracted again: {problems[shard]}", flush=True)
     if len(broken) > NAMED:
         print(f"and {len(broken) - NAMED} more files of {store.path}", flush=True)
+    here = made_with()
+    for name, found in store.versions(views).items():
+        if others := found - {here[name]}:
+            print(
+                f"features in {store.path} were made with {name} {' and '.join(sorted(others))}, here is {here[name]}; "
+                f"tools/features.py prune {folder} {store.path.name} to have them made anew",
+                flush=True,
+            )
     return store, list(problems)
 
 

@@ -46,7 +46,7 @@ def make_key(
         canvas=canvas,
         windows=windows,
     )
-    return json.loads(json.dumps(key))
+    return json.loads(json.dumps(key, default=str))
 
 
 def digest(key: dict) -> str:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,8 +71,11 @@ class Store:
     def file(self, view: int, number: int) -> Path:
         return self.path / f"{view}-{number:05d}.safetensors"
 
-    def write(self, view: int, number: int, content: ShardWriter, origins: Sequence[Origin] = ()) -> None:
-        """origins: the files that its images were read from, image after image, as they were before that.
+    def write(
+        self, view: int, number: int, content: ShardWriter, origins: Sequence[Origin] = (), versions: dict | None = None
+    ) -> None:
+        """origins: the files that its images were read from, image after image, as they were before that. versions: of
+        the libraries that made it.
 
         Raises UserError when the disk is full, and for other images than the shard's; what was there stays.
         """
@@ -88,8 +92,8 @@ class Store:
             path.with_suffix(".json").unlink(missing_ok=True)
             content.write(path)
             shutil.copymode(self.path / MANIFEST, path)  # safetensors lets nobody else read its files
-            note = dict(bytes=path.stat().st_size, sha256=checksum(path), origins=[one.note() for one in origins])
-            write_text(path.with_suffix(".json"), json.dumps(note) + "\n")
+            noted = [origin.note() for origin in origins]
+            self._write_note(view, number, path.stat().st_size, checksum(path), versions or {}, noted)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)  # whole it may be, but nothing says so
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
@@ -99,6 +103,18 @@ class Store:
                 ) from error
             raise
 
+    def _write_note(self, view: int, number: int, bytes: int, sha256: str, versions: dict, origins: list) -> None:
+        note = dict(bytes=bytes, sha256=sha256, versions=versions, origins=origins)
+        write_text(self.file(view, number).with_suffix(".json"), json.dumps(note) + "\n")
+
+    def _note(self, view: int, number: int) -> dict:
+        """The same read back; empty where there is none, or it is broken."""
+        try:
+            known = json.loads(self.file(view, number).with_suffix(".json").read_text())
+            return {name: known[name] for name in ("bytes", "sha256", "versions", "origins")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def problem(self, view: int, number: int, thorough: bool = False) -> str:
         """Why a shard cannot be used, or an empty string.
 
@@ -106,20 +122,16 @@ class Store:
         """
         path = self.file(view, number)
         note = path.with_suffix(".json")
-        try:
-            known = json.loads(note.read_text())
-            expected, content = known["bytes"], known["sha256"]
-        except FileNotFoundError:
-            return NOT_EXTRACTED
-        except (ValueError, KeyError, TypeError):
-            return f"{note.name} cannot be read"
+        known = self._note(view, number)
+        if not known:
+            return f"{note.name} cannot be read" if note.exists() else NOT_EXTRACTED
         if not path.is_file():
             return "gone"
         state = path.stat()
-        if state.st_size != expected:
-            return f"truncated: {state.st_size} of {expected} bytes"
+        if state.st_size != known["bytes"]:
+            return f"truncated: {state.st_size} of {known['bytes']} bytes"
         if thorough or state.st_mtime_ns > note.stat().st_mtime_ns:
-            if checksum(path) != content:
+            if checksum(path) != known["sha256"]:
                 return "changed since it was written"
             with contextlib.suppress(OSError):  # where it may not be written
                 os.utime(note)
@@ -130,13 +142,12 @@ class Store:
 
         files: gives those of an image, by its index in the data set.
         """
-        note = self.file(view, number).with_suffix(".json")
-        known = json.loads(note.read_text())
+        known = self._note(view, number)
         today = [path for index in self.held(number) for path in files(index)]
-        problem, origins = compared(today, known.get("origins", []))
+        problem, origins = compared(today, known["origins"])
         if not problem and origins != known["origins"]:  # copied or touched: next time their times are known
             with contextlib.suppress(OSError):  # where it may not be written
-                write_text(note, json.dumps({**known, "origins": origins}) + "\n")
+                self._write_note(view, number, **{**known, "origins": origins})
         return problem
 
     def shards(self, views: int) -> list[tuple[int, int]]:
@@ -149,6 +160,14 @@ class Store:
         """Those of them that are not there, not whole, or where ``files`` are given, of other files: and why."""
         found = {shard: self.problem(*shard) or (files and self.changed(*shard, files)) for shard in self.shards(views)}
         return {shard: problem for shard, problem in found.items() if problem}
+
+    def versions(self, views: int) -> dict[str, set[str]]:
+        """All versions of each library that made a whole shard of the first ``views``."""
+        found = defaultdict(set)
+        for shard in self.shards(views):
+            for name, version in self._note(*shard).get("versions", {}).items():
+                found[name].add(version)
+        return found
 
     def missing(self, views: int = 1) -> list[tuple[int, int]]:
         """Those that are not there, or not whole."""

@@ -351,6 +351,46 @@ def test_what_would_change_the_features_is_another_store(parts, monkeypatch, tmp
     assert find(tmp_path / "features", key) is None  # a file of the list was replaced
 
 
+def test_defaults_are_part_of_what_a_store_is_of(parts):
+    def settings(extra=""):
+        config, probe, data, _ = parts(extra)
+        return extract.key_of(config, probe, data, config.train_dataloader, windows=False)["data"]["settings"]
+
+    found = settings()
+    flip, crop = found["transforms"]
+    assert flip["p"] == 0.5 and crop["cat_max_ratio"] == 1.0 and found["size"] == [48, 64]
+    assert settings("train_dataloader['dataset']['transforms'][0]['p'] = 0.5") == found
+    part = settings(
+        "whole = train_dataloader['dataset']\ntransforms = whole.pop('transforms')\nwhole.pop('size')\n"
+        "train_dataloader['dataset'] = dict(\n"
+        "    type='Subset', part='kept', holdout=0.4, transforms=transforms, dataset=whole)\n"
+        "del whole, transforms"
+    )
+    assert part["dataset"]["size"] == [192, 256] and part["transforms"][0]["p"] == 0.5
+    assert "seed" not in part and "root" not in part["dataset"]
+
+
+def test_other_versions_of_what_makes_features_are_told(parts, small_files, monkeypatch, capsys):
+    config, probe, data, _ = parts(LARGER)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    here = encoding.made_with()
+    assert set(here) >= {"torch", "timm", "pillow", "torchvision"} and store.versions(1) == {
+        n: {v} for n, v in here.items()
+    }
+    capsys.readouterr()
+    extract.ensure(config, probe, data, config.train_dataloader)
+    assert capsys.readouterr().out == ""
+    with monkeypatch.context() as patch:
+        for module in (encoding, extract):
+            patch.setattr(module, "made_with", lambda: here | {"timm": "99.0"})
+        store.forget(0, 1)
+        extract.ensure(config, probe, data, config.train_dataloader)
+    told = capsys.readouterr().out
+    assert f"{store.path} were made with timm {here['timm']}, here is 99.0; tools/features.py prune " in told
+    extract.ensure(config, probe, data, config.train_dataloader)
+    assert "were made with timm 99.0, here is" in capsys.readouterr().out  # one file of it
+
+
 def test_what_draws_nothing_serves_every_seed(parts):
     keys = []
     for seed in (0, 1):
