@@ -151,6 +151,7 @@ def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list
         if told := nearest(folder, key, views, data.files_on_disk):
             print(f"no features that are stored already serve: {told}", flush=True)
         return None, []
+    store.use()
     problems = store.problems(views, data.files_on_disk)
     broken = [shard for shard, problem in problems.items() if problem != NOT_EXTRACTED]
     for shard in broken:

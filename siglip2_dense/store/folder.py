@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError, first_difference
-from siglip2_dense.files import write_text
+from siglip2_dense.files import size_text, write_text
 from siglip2_dense.store.key import FORMAT, covers, digest, leaves
-from siglip2_dense.store.store import MANIFEST, Store
+from siglip2_dense.store.store import MANIFEST, Store, folder_bytes
 
+OF = ("encoder", "weights", "data", "for", "taps", "type")  # what a table says that features are of
+NAMED, LENGTH = 4, 24  # of the things in which stores differ otherwise, and characters of each
 STALE = 3600  # seconds after which a half-written file is nobody's work under way
 
 
@@ -38,20 +43,39 @@ def create(store: Store) -> Store:
 
 def load(path: Path) -> Store:
     """The store in ``path``. Raises UserError where there is none, or one of another version."""
+    prune = f"remove it with tools/features.py prune {path.parent} {path.name}."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
-            raise UserError(f"{path} holds features of another version ({manifest['format']}); remove it.")
+            raise UserError(f"{path} holds features of another version ({manifest['format']}); {prune}")
         facts = EncoderFacts.from_dict(manifest["facts"])
         return Store(path, manifest["key"], facts, int(manifest["images_per_shard"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / MANIFEST} cannot be read as a store's; remove the folder.") from error
+        raise UserError(f"{path / MANIFEST} cannot be read as a store's; {prune}") from error
+
+
+class Unreadable(NamedTuple):
+    """A store of another version, or with a broken manifest."""
+
+    path: Path
+    problem: str
+
+    def describe(self) -> dict:
+        return {"store": self.path.name, "size": size_text(folder_bytes(self.path)), "complete": "cannot be read"}
+
+
+def contents(folder: Path) -> Iterator[Store | Unreadable]:
+    """All of a folder, by name."""
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        try:
+            yield load(path.parent)
+        except UserError as error:
+            yield Unreadable(path.parent, str(error))
 
 
 def stores(folder: Path) -> Iterator[Store]:
-    """Those of a folder, by name."""
-    for path in sorted(folder.glob(f"*/{MANIFEST}")):
-        yield load(path.parent)
+    """Those that can be read, by name."""
+    return (one for one in contents(folder) if isinstance(one, Store))
 
 
 def find(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequence[Path]] | None = None) -> Store | None:
@@ -75,37 +99,78 @@ def nearest(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequ
     """Which store of the same images, for the same purpose, is nearest to serving, and what keeps it from that; an
     empty string where there is none. views, files: as in ``find``.
     """
-    wanted, purpose = leaves(key), (key["data"]["name"], key["data"]["split"], key["windows"] is None)
-    found = []
-    for store in stores(folder):
-        data, own = store.key["data"], leaves(store.key)
-        if (data["name"], data["split"], store.key["windows"] is None) == purpose:
-            others = [place for place in wanted.keys() | own.keys() if wanted.get(place) != own.get(place)]
-            first = min(others, key=lambda place: ("fingerprint" in place, place), default="")  # names say more
-            found.append((len(others), store, own, first))
-    if not found:
+
+    def purpose(key: dict) -> tuple:
+        return key["data"]["name"], key["data"]["split"], key["windows"] is None
+
+    def distance(store: Store) -> int:
+        own, wanted = leaves(store.key), leaves(key)
+        return sum(own.get(place) != wanted.get(place) for place in own.keys() | wanted.keys())
+
+    alike = [store for store in stores(folder) if purpose(store.key) == purpose(key)]
+    if not alike:
         return ""
-    _, store, own, place = min(found, key=lambda one: one[0])
+    store = min(alike, key=distance)
     if covers(store.key, key):
         return f"{store.path} has more layers, but {next(iter(store.problems(views, files).values()))}"
-    return f"in {store.path}, {place} is {own.get(place)!r}, and now {wanted.get(place)!r}"
+    # names and numbers say more than fingerprints
+    difference = first_difference(_readable(store.key), _readable(key), origin="there")
+    return f"in {store.path}, {difference or first_difference(store.key, key, origin='there')}"
+
+
+def _readable(key: dict) -> dict:
+    bare = {
+        part: {name: value for name, value in key[part].items() if name != "fingerprint"}
+        for part in ("data", "encoder")
+    }
+    return {**key, **bare}
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed runs have left half written in the stores of a folder."""
     for path in folder.glob("*/.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+        with contextlib.suppress(OSError):  # another process does so too, or it may not be removed
             if time.time() - path.stat().st_mtime > STALE:
                 path.unlink()
 
 
-def chosen(folder: Path, names: Sequence[str]) -> list[Store]:
-    """The stores of these names. Raises UserError for one that is not there."""
-    known = {store.path.name: store for store in stores(folder)}
+def remove(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Remove the stores of these names, readable or not, and say of each what it took.
+
+    Raises UserError for one that is not there, before any is removed, and for one that cannot be.
+    """
+    known = [path.parent.name for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     for name in names:
         if name not in known:
             raise UserError(f"{folder} has no store {name!r}; it has {', '.join(known) or 'none'}.")
-    return [known[name] for name in names]
+    for name in names:
+        size = size_text(folder_bytes(folder / name))
+        try:
+            shutil.rmtree(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be removed ({error.strerror}); see to that.") from error
+        yield f"removed {folder / name}, {size}"
+
+
+def described(found: Sequence[Store | Unreadable]) -> list[dict]:
+    """A line of a table for each; those that are alike in what is said of all have what they differ in as well."""
+    rows = [one.describe() for one in found]
+    alike = defaultdict(list)
+    for one, row in zip(found, rows, strict=True):
+        if isinstance(one, Store):
+            alike[tuple(row[name] for name in OF)].append((row, leaves(one.key)))
+    for group in alike.values():
+        places = sorted(set().union(*(own for _, own in group)))
+        places = [place for place in places if len({str(own.get(place)) for _, own in group}) > 1]
+        for row, own in group if places else ():
+            words = [f"{place.removeprefix('data.settings.')}={_short(own.get(place))}" for place in places]
+            row["otherwise"] = " ".join(words[:NAMED]) + " …" * (len(words) > NAMED)
+    return rows
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LENGTH else f"{text[: LENGTH - 1]}…"
 
 
 def _place(folder: Path, key: dict) -> Path:

@@ -62,10 +62,13 @@ def covers(held: dict, wanted: dict) -> bool:
 
 
 def leaves(value: object, place: str = "") -> dict[str, object]:
-    """{place: value} of all that a key says, such as {"data.settings.transforms.0.p": 0.5}."""
-    if not isinstance(value, (dict, list)):
+    """{place: value} of all that a key says, such as {"data.settings.transforms.0.size": [40, 48]}."""
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
+        inner = enumerate(value)
+    else:
         return {place: value}
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
     return {deep: leaf for name, one in inner for deep, leaf in leaves(one, f"{place}.{name}".strip(".")).items()}
 
 

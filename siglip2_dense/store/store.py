@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from siglip2_dense.contracts import EncoderFacts
-from siglip2_dense.errors import UserError
+from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import digest as checksum
 from siglip2_dense.files import size_text, write_text
 from siglip2_dense.store.key import taps_of
@@ -77,7 +78,7 @@ class Store:
         """origins: the files that its images were read from, image after image, as they were before that. versions: of
         the libraries that made it.
 
-        Raises UserError when the disk is full, and for other images than the shard's; what was there stays.
+        Raises UserError when the disk does not take it, and for other images than the shard's; what was there stays.
         """
         from safetensors import SafetensorError
 
@@ -95,13 +96,9 @@ class Store:
             noted = [origin.note() for origin in origins]
             self._write_note(view, number, path.stat().st_size, checksum(path), versions or {}, noted)
         except (OSError, SafetensorError) as error:
-            path.unlink(missing_ok=True)  # whole it may be, but nothing says so
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise UserError(
-                    f"the disk is full ({path.parent}); what was extracted before is kept. Free some space, or have "
-                    "less in the store, and run the same command again: it goes on from there."
-                ) from error
-            raise
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # whole it may be, but nothing says so
+            raise _refusal(path.parent, error) from error
 
     def _write_note(self, view: int, number: int, bytes: int, sha256: str, versions: dict, origins: list) -> None:
         note = dict(bytes=bytes, sha256=sha256, versions=versions, origins=origins)
@@ -125,16 +122,19 @@ class Store:
         known = self._note(view, number)
         if not known:
             return f"{note.name} cannot be read" if note.exists() else NOT_EXTRACTED
-        if not path.is_file():
+        try:
+            state = path.stat()
+            if state.st_size != known["bytes"]:
+                return f"truncated: {state.st_size} of {known['bytes']} bytes"
+            if thorough or state.st_mtime_ns > note.stat().st_mtime_ns:
+                if checksum(path) != known["sha256"]:
+                    return "changed since it was written"
+                with contextlib.suppress(OSError):  # where it may not be written
+                    os.utime(note)
+        except FileNotFoundError:
             return "gone"
-        state = path.stat()
-        if state.st_size != known["bytes"]:
-            return f"truncated: {state.st_size} of {known['bytes']} bytes"
-        if thorough or state.st_mtime_ns > note.stat().st_mtime_ns:
-            if checksum(path) != known["sha256"]:
-                return "changed since it was written"
-            with contextlib.suppress(OSError):  # where it may not be written
-                os.utime(note)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
         return ""
 
     def changed(self, view: int, number: int, files: Callable[[int], Sequence[Path]]) -> str:
@@ -175,7 +175,15 @@ class Store:
 
     def forget(self, view: int, number: int) -> None:
         """Have a shard extracted again."""
-        self.file(view, number).with_suffix(".json").unlink(missing_ok=True)
+        try:
+            self.file(view, number).with_suffix(".json").unlink(missing_ok=True)
+        except OSError as error:
+            raise _refusal(self.path, error) from error
+
+    def use(self) -> None:
+        """Remember that it was used now."""
+        with contextlib.suppress(OSError):  # where it may not be written
+            os.utime(self.path / MANIFEST)
 
     def views(self) -> int:
         """How many views have been begun, at least one."""
@@ -183,9 +191,6 @@ class Store:
 
     def open(self, view: int) -> list[Shard]:
         return [Shard(self.file(view, number)) for number in range(self.shards_per_view)]
-
-    def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.path.iterdir())
 
     def describe(self) -> dict:
         """For a table: what it is of, how much there is of it."""
@@ -204,12 +209,34 @@ class Store:
             "type": self.key["dtype"],
             "images": self.images,
             "views": begun,
-            "size": size_text(self.bytes()),
+            "size": size_text(folder_bytes(self.path)),
+            "last used": time.strftime("%Y-%m-%d", time.localtime((self.path / MANIFEST).stat().st_mtime)),
             "complete": "yes" if not missing else f"{missing} of {begun * self.shards_per_view} files missing",
         }
 
-    def remove(self) -> None:
-        shutil.rmtree(self.path)
+
+def folder_bytes(path: Path) -> int:
+    found = 0
+    for file in path.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # half written a moment ago, and whole now
+            found += file.stat().st_size
+    return found
+
+
+def _refusal(folder: Path, error: Exception) -> UserError:
+    """Of a file that the disk does not take; safetensors has an error of its own, which quotes the system's."""
+    words, number = str(error), getattr(error, "errno", None)
+    if full := number == errno.ENOSPC or "No space left" in words:
+        reason = "the disk is full"
+    elif full := number == errno.EDQUOT or "quota exceeded" in words:
+        reason = "the disk quota is used up"
+    else:
+        reason = f"no file can be written, {getattr(error, 'strerror', None) or first_line(error)}"
+    remedy = "Free some space, or have less in the store" if full else "See to that"
+    return UserError(
+        f"{reason} ({folder}); what was extracted before is kept. {remedy}, and run the same command again: it goes on "
+        "from there."
+    )
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """tools/features.py: extract, verify, info, prune."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -139,6 +140,33 @@ def test_only_what_is_named_is_removed(stored, call):
     assert code == 1 and f"no store 'train'; it has {train}, {val}." in err
     code, out, _ = call("prune", folder, val)
     assert code == 0 and out.startswith(f"removed {folder / val}, ") and sorted(folder.iterdir()) == [folder / train]
+
+
+def test_a_store_that_cannot_be_read_is_shown_and_removed(stored, call):
+    folder, config, _ = stored
+    train, val = sorted(path.name for path in folder.iterdir())
+    (folder / train / "manifest.json").write_text("{")
+    code, out, _ = call("info", folder)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["store", train, val]
+    assert "cannot be read" in out.splitlines()[1]
+    code, out, err = call("verify", folder)
+    assert code == 1 and f"tools/features.py prune {folder} {train}" in out and "1 of the stores" in err
+    assert call("prune", folder, train)[0] == 0 and call("extract", config, "--features", folder)[0] == 0
+    assert call("verify", folder)[0] == 0
+
+
+def test_stores_of_two_seeds_are_told_apart_with_the_day_of_their_last_use(stored, call):
+    folder, config, _ = stored
+    old = next(folder.glob("train-*"))
+    os.utime(old / "manifest.json", (10**9, 10**9))
+    assert call("extract", config, "--features", folder, "--cfg-options", "seed=1")[0] == 0
+    lines = {line.split()[0]: line for line in call("info", folder)[1].splitlines()}
+    new = next(path.name for path in folder.glob("train-*") if path != old)
+    assert lines[old.name].endswith("seed=0") and "2001-09-09" in lines[old.name]
+    today = time.strftime("%Y-%m-%d")
+    assert lines[new].endswith("seed=1") and today in lines[new] and "last used" in lines["store"]
+    assert call("extract", config, "--features", folder)[0] == 0
+    assert today in next(line for line in call("info", folder)[1].splitlines() if line.startswith(old.name))
 
 
 def test_folders_without_features(tmp_path, tiny, call):

@@ -318,7 +318,7 @@ def test_two_runs_that_start_together_share_the_work(parts, small_files, monkeyp
 def test_more_views_are_added_to_those_there(parts, small_files, monkeypatch):
     config, probe, data, _ = parts(LARGER)
     store = extract.ensure(config, probe, data, config.train_dataloader)
-    before = {path: path.stat().st_mtime_ns for path in store.path.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in store.path.glob("0-*")}
     config, *_ = parts(LARGER + "feature_store = dict(views=2)")
     assert extract.ensure(config, probe, data, config.train_dataloader) == store
     assert store.missing(2) == [] and all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -478,18 +478,19 @@ def test_why_something_is_extracted_again_is_said(parts, folder_set, small_files
     assert all(f"0-0000{number}.safetensors is extracted again: truncated: " in lines[number] for number in range(3))
     assert told()[1] == []
     serve = "no features that are stored already serve: in "
+    transforms = "\ntrain_dataloader['dataset']['transforms'] = "
     changes = {
-        "\ntrain_dataloader['dataset']['transforms'] = [dict(type='RandomFlip', p=0.3)]": "data.settings.transforms.0",
-        "\nmodel['encoder']['weights'] = 'random:1'": "encoder.fingerprint is ",
-        "\nmodel['encoder']['name'] = 'test_vit2'": "encoder.name is 'test_vit', and now 'test_vit2'",
-        "\nmodel['canvas'] = (64, 64)": "canvas",
+        f"{transforms}[dict(type='RandomFlip', p=0.3)]": "data.settings.transforms was [] there and is [{",
+        "\nmodel['encoder']['weights'] = 'random:1'": "encoder.fingerprint was ",
+        "\nmodel['encoder']['name'] = 'test_vit2'": "encoder.name was 'test_vit' there and is 'test_vit2' now",
+        "\nmodel['canvas'] = (64, 64)": "canvas was None there and is [64, 64] now",
     }
     for change, sentence in changes.items():
         lines = told(change)[1]
-        assert lines[0].startswith(f"{serve}{first.path}, {sentence}"), lines
+        assert lines[0].startswith(serve) and f", {sentence}" in lines[0], lines
     for kind in ("images", "labels"):
         (tmp_path / "set" / kind / "train" / "20.png").unlink()
-    assert f"{first.path}, data.images is 21, and now 20" in told()[1][0]
+    assert f"{first.path}, data.images was 21 there and is 20 now" in told()[1][0]
 
 
 def test_predicted_bytes_are_those_of_the_tensors(parts):
@@ -553,6 +554,16 @@ def test_no_file_is_written_with_what_belonged_into_one_that_failed(parts, small
     extract.ensure(config, probe, data, config.train_dataloader)
     for shard in whole.shards(1):
         assert store.file(*shard).read_bytes() == whole.file(*shard).read_bytes()
+
+
+def test_a_broken_store_does_not_keep_others_from_serving(parts, tmp_path):
+    config, probe, data, _ = parts()
+    for name in ("another", "zebra"):
+        (tmp_path / "features" / name).mkdir(parents=True)
+        (tmp_path / "features" / name / "manifest.json").write_text("{")
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    config, probe, data, _ = parts("model['heads']['segmentation']['head']['layers'] = 'last'")
+    assert extract.ensure(config, probe, data, config.train_dataloader) == store
 
 
 @pytest.mark.parametrize(
