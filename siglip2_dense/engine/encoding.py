@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from siglip2_dense import records
-from siglip2_dense.contracts import EncoderFacts, Features, Sample, Size
-from siglip2_dense.data.loading import TARGETS, worker_init
-from siglip2_dense.encoders.naflex import grid_of
+from siglip2_dense.contracts import TARGETS, EncoderFacts, Features, Sample, Size
+from siglip2_dense.data.loading import worker_init
+from siglip2_dense.encoders.facts import padded
 from siglip2_dense.engine.progress import Progress
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import WINDOWS_PER_PASS
 from siglip2_dense.store.key import DTYPES
 from siglip2_dense.store.loader import several_sizes
 from siglip2_dense.store.origins import Origin
@@ -39,13 +38,10 @@ WAITING = 2  # batches that may wait to be written
 
 def row_bytes(facts: EncoderFacts, taps, pooled: bool, aligned: bool, size: Size) -> int:
     """What the features of one image or window of ``size`` pixels take in a store, in bytes."""
-    if facts.sequence_length is None:
-        padded = [-(-side // facts.multiple) * facts.multiple for side in size]
-    else:
-        padded = [side * facts.multiple for side in grid_of(size, facts.multiple, facts.sequence_length)]
+    sides = padded(facts, size)
 
     def cells(block: int) -> int:
-        return math.prod(side // facts.strides[block] for side in padded)
+        return math.prod(side // facts.strides[block] for side in sides)
 
     values = sum(facts.widths[tap.block] * (cells(tap.block) + len(facts.prefix)) for tap in taps)
     values += facts.pooled_width * pooled + (facts.aligned_width * cells(-1) if aligned else 0)
@@ -165,20 +161,11 @@ def _encode_images(probe, images: Sequence[Tensor], samples: Sequence[Sample]) -
 
 def _encode_windows(probe, images: Sequence[Tensor], samples: Sequence[Sample]) -> list[tuple[Features, int]]:
     """Of each image its windows, and behind them those windows in a mirror where the inference has flip."""
-    found = []
-    for image, sample in zip(images, samples, strict=True):
-        places = probe.windows(_size(image))
-        cuts = [image[:, top : top + height, left : left + width] for top, left, height, width in places]
-        if probe.inference.get("flip"):
-            cuts, places = cuts + [cut.flip(-1) for cut in cuts], places * 2
-        passes = [cuts[start : start + WINDOWS_PER_PASS] for start in range(0, len(cuts), WINDOWS_PER_PASS)]
-        features = Features.cat([probe.features(cuts) for cuts in passes])
-        geometry = tuple(
-            replace(seen, resized=_size(image), original=sample.original_size, window=place)
-            for seen, place in zip(features.geometry, places, strict=True)
-        )
-        found.append((replace(features, geometry=geometry), len(cuts)))
-    return found
+    rows = [([], []) for _ in images]  # straight, mirrored
+    for numbers, mirrored, features in probe.window_features(images, samples):
+        for row, number in enumerate(numbers):
+            rows[number][mirrored].append(features[row : row + 1])
+    return [(Features.cat(straight + mirrored), len(straight + mirrored)) for straight, mirrored in rows]
 
 
 def _keep(store: Store, file: _File, ends: bool, parts, samples, targets) -> None:

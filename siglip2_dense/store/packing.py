@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siglip2_dense.contracts import Geometry, Sample
+from siglip2_dense.contracts import TARGETS, Geometry, Sample
 
-TARGETS = ("labels", "depth", "normals", "boxes")
 LEVEL = 1  # of zlib: higher ones take several times as long for a fifth less
 
 

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siglip2_dense.contracts import Features, Geometry, Sample, Size, Tap
+from siglip2_dense.contracts import TARGETS, Features, Geometry, Sample, Size, Tap
 from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import atomic
-from siglip2_dense.store.packing import TARGETS, pack_known
+from siglip2_dense.store.packing import pack_known
 
 KINDS = {"F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
 

@@ -169,6 +169,16 @@ def test_predictions_from_stored_windows_are_those_of_the_images(parts, extra):
     assert index == 6 and same >= 0.999 * pixels
 
 
+def test_windows_of_several_images_go_through_the_encoder_together(parts, monkeypatch):
+    config, probe, _, data = parts("model['inference'] = dict(mode='whole')\nval_dataloader['batch_size'] = 4")
+    passes, features = [], probe.encoder.features
+    monkeypatch.setattr(
+        probe.encoder, "features", lambda images, *more: passes.append(len(images)) or features(images, *more)
+    )
+    extract.ensure(config, probe, data, config.val_dataloader, windows=True)
+    assert passes == [4, 3]
+
+
 def test_a_mirrored_window_is_turned_back(parts):
     """With the mirror's half of the rows wrong, predictions are not those of the images."""
     config, probe, _, data = parts("model['inference']['flip'] = True")
