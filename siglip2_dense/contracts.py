@@ -22,6 +22,9 @@ from siglip2_dense.errors import UserError
 IGNORE = -1
 """Label of a pixel that counts neither in a loss nor in a metric."""
 
+TARGETS = ("labels", "depth", "normals", "boxes")
+"""The fields of a Sample that a task may be after."""
+
 Size = tuple[int, int]
 """(height, width)."""
 

@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -137,9 +138,9 @@ def revision() -> str | None:
         return None
 
 
-def versions() -> dict:
+def versions(libraries: Sequence[str] = LIBRARIES) -> dict:
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in libraries:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,14 +1,17 @@
 """Files are whole or not there; hints name what is near."""
 
 import hashlib
+import shutil
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from siglip2_dense.errors import UserError, first_difference, nearest
-from siglip2_dense.files import atomic, digest, load_tensors, write_text
+from siglip2_dense.files import atomic, digest, free_bytes, load_tensors, size_text, write_text
 
 
 def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path):
@@ -22,6 +25,20 @@ def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path):
     write_text(path, "new")
     assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
     assert digest(path) == hashlib.sha256(b"new").hexdigest() and digest(path, "md5") == hashlib.md5(b"new").hexdigest()
+
+
+def test_bytes_for_a_person():
+    sizes = (0, 999, 1000, 2.5e6, 3.14159e9, 12e12, 5e15)
+    assert [size_text(size) for size in sizes] == ["0 B", "999 B", "1 kB", "2.5 MB", "3.14 GB", "12 TB", "5e+03 TB"]
+
+
+def test_free_bytes_where_a_folder_will_be(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=7))
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert free_bytes(tmp_path / "a" / "b") == free_bytes(tmp_path / "file") == free_bytes(Path("a/b")) == 7
+    assert set(asked) == {tmp_path}
 
 
 def test_arrays_of_numpy_are_tensors(tmp_path):

@@ -26,12 +26,13 @@ from siglip2_dense.contracts import IGNORE, EncoderFacts, Features, Geometry, Sa
 from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.engine import extract
 from siglip2_dense.models import DenseProbe
-from siglip2_dense.store.folder import Store, create
+from siglip2_dense.store.folder import create, planned
 from siglip2_dense.store.key import make_key
 from siglip2_dense.store.loader import StoredLoader
 from siglip2_dense.store.packing import pack_targets
 from siglip2_dense.store.reader import Reader
 from siglip2_dense.store.shard import ShardWriter
+from siglip2_dense.store.store import Store
 
 VIT, WIDTH, PATCH, SIZE = "vit_base_patch16_siglip_256", 768, 16, (512, 512)
 CLASSES = [f"class {number}" for number in range(150)]
@@ -57,6 +58,9 @@ class Noise(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         return replace(self.samples[item[1]], image=torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8))
 
+    def files_on_disk(self, index: int) -> list[Path]:
+        return []
+
     def fingerprint(self) -> str:
         return str(len(self))
 
@@ -75,8 +79,8 @@ def noise_store(files: int) -> Iterator[Store]:
     key = make_key(FACTS, {"precision": "fp32"}, [Tap(0, True)], False, None, "fp16", data, seed=0)
     place = Geometry(SIZE, (0, 0, *SIZE), SIZE, SIZE, SIZE)
     with TemporaryDirectory() as folder:
-        store, writer = create(Path(folder), key, FACTS, PER_FILE), ShardWriter()
-        for index in range(PER_FILE):
+        store, writer = create(planned(Path(folder), key, FACTS, PER_FILE)), ShardWriter()
+        for index in store.held(0):
             maps = torch.randn(1, *(side // PATCH for side in SIZE), WIDTH).half().permute(0, 3, 1, 2)
             writer.add(Features({Tap(0, True): maps}, (place,)), labelled(index), pack_targets(labelled(index)))
         store.write(0, 0, writer)

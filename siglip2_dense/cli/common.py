@@ -114,7 +114,7 @@ def check_override(config, key: str) -> None:
         elif place == "sweep":  # any setting of a head may stand there, and the sweep judges it
             return
         elif hasattr(node, "keys"):
-            known = set(node.keys()) | _arguments(node) | (set(KEYS) if not place else set())
+            known = set(node.keys()) | _arguments(place, node)
             if here not in known:
                 raise UserError(
                     f"--cfg-options {key}: {place or 'the config'} has no setting {here!r}: "
@@ -129,12 +129,17 @@ def check_override(config, key: str) -> None:
         here, *rest = rest
 
 
-def _arguments(node) -> set[str]:
-    """Settings that the part named by ``type`` takes, written in the config or not."""
+def _arguments(place: str, node) -> set[str]:
+    """Settings that may stand at a place, written in the config or not: at the top, of a head, or of a part's type."""
     from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 
+    from siglip2_dense.models.probe import PARTS
     from siglip2_dense.registry import DATASETS, MODELS, TASKS, TRANSFORMS, known_arguments
 
+    if not place:
+        return set(KEYS)
+    if place.startswith("model.heads.") and "." not in place.removeprefix("model.heads."):
+        return set(PARTS)
     for registry in (MODELS, TASKS, DATASETS, TRANSFORMS, OPTIMIZERS, PARAM_SCHEDULERS):
         cls = registry.get(node["type"]) if isinstance(node.get("type"), str) else None
         if cls is not None:

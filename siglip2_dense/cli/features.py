@@ -41,7 +41,7 @@ def _extract(arguments: argparse.Namespace) -> None:
     from mmengine.dist import is_main_process
 
     from siglip2_dense.engine import distributed
-    from siglip2_dense.engine.run import extract_features
+    from siglip2_dense.engine.features import extract_features
 
     stores = extract_features(load_config(arguments), part)
     if is_main_process():
@@ -62,8 +62,14 @@ def _verify(arguments: argparse.Namespace) -> None:
     """A file that is not as it was written loses its note, so that the next run extracts it again."""
     from tqdm import tqdm
 
-    wrong, missing = 0, 0
-    for store in _stores(arguments.folder):
+    from siglip2_dense.store.folder import Unreadable
+
+    wrong, missing, unreadable = 0, 0, 0
+    for store in _contents(arguments.folder):
+        if isinstance(store, Unreadable):
+            unreadable += 1
+            print(store.problem)
+            continue
         shards = store.shards(store.views())
         for shard in tqdm(shards, desc=store.path.name, unit="file", leave=False):
             problem = store.problem(*shard, thorough=True)
@@ -78,27 +84,27 @@ def _verify(arguments: argparse.Namespace) -> None:
             f"{wrong} file{'s' * (wrong > 1)} of {arguments.folder} cannot be used; the next run with --features "
             f"{arguments.folder}, or tools/features.py extract, extracts them again."
         )
+    if unreadable:
+        raise UserError(f"{unreadable} of the stores in {arguments.folder} cannot be read; prune them, as said above.")
     print(f"{arguments.folder}: all files are as they were written" + f"; {missing} are still missing" * bool(missing))
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    _print(_stores(arguments.folder))
+    _print(_contents(arguments.folder))
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    from siglip2_dense.store.folder import chosen, size_text
+    from siglip2_dense.store.folder import remove
 
-    _stores(arguments.folder)
-    for store in chosen(arguments.folder, arguments.stores):
-        size = size_text(store.bytes())
-        store.remove()
-        print(f"removed {store.path}, {size}")
+    _contents(arguments.folder)
+    for line in remove(arguments.folder, arguments.stores):
+        print(line)
 
 
-def _stores(folder: Path) -> list:
-    from siglip2_dense.store.folder import stores
+def _contents(folder: Path) -> list:
+    from siglip2_dense.store.folder import contents
 
-    found = list(stores(folder))
+    found = list(contents(folder))
     if not found:
         raise UserError(f"{folder} holds no stored features; give the folder that was given as --features.")
     return found
@@ -106,8 +112,11 @@ def _stores(folder: Path) -> list:
 
 def _print(stores: list) -> None:
     """A table with a line for each store."""
-    rows = [store.describe() for store in stores]
-    rows = [{key: key for key in rows[0]}, *rows]
-    widths = {key: max(len(str(row[key])) for row in rows) for key in rows[0]}
-    for row in rows:
-        print("  ".join(str(value).ljust(widths[key]) for key, value in row.items()).rstrip())
+    from siglip2_dense.store.folder import described
+
+    rows = described(stores)
+    names = list(max(rows, key=len))  # of one that cannot be read less is known
+    table = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        print("  ".join(map(str.ljust, cells, widths)).rstrip())

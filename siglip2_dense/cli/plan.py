@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from siglip2_dense.cli.common import add_config_arguments, load_config
+from siglip2_dense.files import size_text
 
 EXAMPLES = """examples:
   python tools/plan.py configs/probe_ade20k.py --device h100
@@ -106,7 +107,7 @@ def _speed(value: float) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{_count(value)}B"
+    return UNKNOWN if value is None else size_text(value)
 
 
 def _duration(seconds: float | None) -> str:

@@ -148,6 +148,10 @@ class PixelDataset(Dataset):
         """The files that an entry is read from, the image first."""
         return [self.root / name for name in entry]
 
+    def files_on_disk(self, index: int) -> list[Path]:
+        """Whatever the content of an image and its targets depends on."""
+        return self.files(self.entries[index])
+
     def source(self, entry, target: str) -> Path:
         """The one of an entry's files that an error of this target is about."""
         return self.files(entry)[-1]

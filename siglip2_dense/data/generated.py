@@ -50,6 +50,9 @@ class GeneratedScenes(PixelDataset):
     def files(self, entry: int) -> list[Path]:
         return [Path(f"scene-{entry:06d}")]
 
+    def files_on_disk(self, index: int) -> list[Path]:
+        return []
+
     def fingerprint(self) -> str:
         arguments = f"{self.name} {self.split} {self.length} {self.size}"
         return hashlib.sha256(arguments.encode()).hexdigest()

@@ -11,9 +11,7 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from siglip2_dense.contracts import Sample
-
-TARGETS = ("labels", "depth", "normals", "boxes")  # the fields of a sample that a task may be after
+from siglip2_dense.contracts import TARGETS, Sample
 
 
 class StepSampler(Sampler):

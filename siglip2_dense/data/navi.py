@@ -26,6 +26,7 @@ INVERSE = 65535 * 10 / 1000  # metres times the stored number (NAVI, data_util.p
 NEAR, THIN = 0.01, 0.01  # relative depth begins at the one; objects thinner than the other, in metres, do not fill it
 MULTIVIEW = ("multiview_", "multiview-")  # of versions 1.0 and 1.5
 WILD = "wild_set"
+CAMERAS = "annotations.json"
 DEPTHS, NORMALS = ("relative", "metric"), ("corner", "true")
 
 
@@ -89,8 +90,8 @@ class NAVI(PixelDataset):
         return entries[:: self.every]
 
     def _images(self, scene: str) -> list[tuple[str, str]]:
-        self.require(f"{scene}/annotations.json")
-        path = self.root / scene / "annotations.json"
+        self.require(f"{scene}/{CAMERAS}")
+        path = self.root / scene / CAMERAS
         try:
             cameras = {
                 item["filename"]: (float(item["camera"]["focal_length"]), tuple(item["image_size"]))
@@ -102,6 +103,10 @@ class NAVI(PixelDataset):
             ) from error
         self.cameras |= {f"{scene}/images/{name}": camera for name, camera in cameras.items()}
         return self.matches(f"{scene}/images", {"depth": f"{scene}/depth"}, sorted(cameras))
+
+    def files_on_disk(self, index: int) -> list[Path]:
+        files = super().files_on_disk(index)
+        return [*files, files[0].parents[1] / CAMERAS]
 
     def read(self, entry: tuple[str, str]) -> Sample:
         image_path, depth_path = self.files(entry)

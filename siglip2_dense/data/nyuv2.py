@@ -138,6 +138,9 @@ class NYUv2Labelled(PixelDataset):
         """A name for the frame, as a path inside the file; frames count from 1, as in splits.mat."""
         return [self.root / LABELLED / f"frame_{entry + 1:04d}"]
 
+    def files_on_disk(self, index: int) -> list[Path]:
+        return [self.root / name for name in ((LABELLED, NORMALS) if "normals" in self.targets else (LABELLED,))]
+
     def read(self, entry: int) -> Sample:
         frames, normals = self._sources()
         where = self.files(entry)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -63,6 +64,9 @@ class Subset(Dataset):
         epoch, index = item if isinstance(item, tuple) else (0, item)
         index = range(len(self))[index]
         return replace(self.whole[epoch, self.indices[index]], index=index)
+
+    def files_on_disk(self, index: int) -> list[Path]:
+        return self.whole.files_on_disk(self.indices[index])
 
     def fingerprint(self) -> str:
         """SHA-256 over the fingerprint of the whole set and the places of these images in it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from siglip2_dense.contracts import EncoderFacts
+from siglip2_dense.contracts import EncoderFacts, Size
 from siglip2_dense.encoders.catalogue import Entry
+from siglip2_dense.encoders.naflex import grid_of
 from siglip2_dense.encoders.weights import Built
 
 
@@ -72,6 +73,13 @@ def facts_of(entry: Entry, built: Built, sequence_length: int | None) -> Encoder
         aligned_width=aligned if has_texts else None,
         sequence_length=sequence_length,
     )
+
+
+def padded(facts: EncoderFacts, size: Size) -> Size:
+    """What an image of ``size`` pixels becomes inside the encoder."""
+    if facts.sequence_length is not None:
+        return tuple(side * facts.multiple for side in grid_of(size, facts.multiple, facts.sequence_length))
+    return tuple(-(-side // facts.multiple) * facts.multiple for side in size)
 
 
 def _naflex_kernel(tower: nn.Module) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from siglip2_dense import head_file, records
 from siglip2_dense.contracts import Features, Sample
@@ -22,6 +20,7 @@ from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine import distributed, extract
 from siglip2_dense.engine.configs import check_keys
 from siglip2_dense.engine.pictures import Pictures
+from siglip2_dense.engine.progress import Progress
 from siglip2_dense.engine.run import build_probe, describe_heads, loader_of
 from siglip2_dense.errors import UserError
 from siglip2_dense.metrics import rows
@@ -42,9 +41,7 @@ def evaluate(
     """
     probe.eval()
     metrics = {name: task.metric() for name, task in probe.tasks.items()}
-    quiet = None if sys.stderr.isatty() else 30  # seconds between lines of progress in a log file
-    progress = dict(desc=label, unit="image", disable=not is_main_process(), leave=False, mininterval=quiet or 0.5)
-    with tqdm(total=len(loader.sampler), **progress) as bar:
+    with Progress(label, len(loader.sampler)) as progress:
         for batch in loader:
             batch = probe.data_preprocessor(batch, False)
             predictions = probe(**batch, mode="predict")
@@ -59,7 +56,7 @@ def evaluate(
                     metrics[name].update(prediction[name], target, sample.index)
                 if seen is not None:
                     seen(partial(_pixels, image, sample, loader.dataset), sample, prediction)
-            bar.update(len(predictions))
+            progress.update(len(predictions))
     for metric in metrics.values():
         metric.sync()
     return metrics

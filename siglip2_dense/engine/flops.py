@@ -16,9 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Size, Tap
 from siglip2_dense.encoders.catalogue import find
-from siglip2_dense.encoders.facts import facts_of, is_naflex, is_vit
+from siglip2_dense.encoders.facts import facts_of, is_naflex, is_vit, padded
 from siglip2_dense.encoders.frozen import SEQUENCE_LENGTH
-from siglip2_dense.encoders.naflex import grid_of
 from siglip2_dense.encoders.weights import Built, create
 
 BATCH = 2  # of the heads' passes: batch norm refuses single vectors
@@ -63,13 +62,6 @@ def bare_encoder(config: dict) -> Bare:
             tower.reset_classifier(0)
     length = config.get("sequence_length") or SEQUENCE_LENGTH if is_naflex(tower) else None
     return Bare(tower, facts_of(entry, Built(tower, projection, ""), length))
-
-
-def padded(facts: EncoderFacts, size: Size) -> Size:
-    """What an image of ``size`` pixels becomes inside the encoder."""
-    if facts.sequence_length is not None:
-        return tuple(side * facts.multiple for side in grid_of(size, facts.multiple, facts.sequence_length))
-    return tuple(-(-side // facts.multiple) * facts.multiple for side in size)
 
 
 def encoder_cost(encoder: Bare, size: Size, taps: Sequence[Tap], pooled: bool) -> EncoderCost:

@@ -21,10 +21,11 @@ from mmengine.config import Config
 from torch import nn
 
 from siglip2_dense.contracts import Size
+from siglip2_dense.encoders.facts import padded
 from siglip2_dense.encoders.frozen import PRECISIONS
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.devices import Device, Rates, Work
-from siglip2_dense.engine.extract import row_bytes
+from siglip2_dense.engine.encoding import row_bytes
 from siglip2_dense.engine.extract import settings as stored_settings
 from siglip2_dense.engine.flops import (
     BATCH,
@@ -34,7 +35,6 @@ from siglip2_dense.engine.flops import (
     blank_features,
     encoder_cost,
     head_cost,
-    padded,
 )
 from siglip2_dense.engine.grid import has_several, holdout, members
 from siglip2_dense.engine.plan_data import Images, images_of

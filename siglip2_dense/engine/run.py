@@ -16,7 +16,6 @@ from siglip2_dense.engine import distributed, extract
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, MODELS, build
-from siglip2_dense.store.folder import Store
 
 HEAD, BEST_HEAD, RESULTS = "head.safetensors", "best_head.safetensors", "results.json"
 
@@ -132,27 +131,6 @@ def check_targets(probe, data) -> None:
                 f"heads.{name} learns {task.target}, but {data.name} gives {' and '.join(data.targets)}; name data "
                 "that have it, or leave the head out."
             )
-
-
-def extract_features(config: Config, part: tuple[int, int] | None = None) -> list[Store]:
-    """The stores of what a config trains, validates and tests on, with whatever is missing extracted.
-
-    part: as in ``extract.ensure``.
-    """
-    check_keys(config)
-    distributed.start(config.get("launcher", "none"))
-    if extract.settings(config) is None:
-        raise UserError("give --features DIR, the folder to keep features in.")
-    probe, found = None, {}
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        loading = config.get(name)
-        if not loading or "dataset" not in loading:
-            continue
-        data = build(DATASETS, loading.dataset, seed=config.seed)
-        probe = probe or build_probe(config, data)
-        store = extract.ensure(config, probe, data, loading, windows=name != "train_dataloader", part=part)
-        found[store.path] = store
-    return list(found.values())
 
 
 def describe_heads(config: Config, probe) -> dict:

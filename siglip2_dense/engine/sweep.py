@@ -93,7 +93,7 @@ def sweep(config: Config, command: str = "", resume: bool = False) -> None:
     _check_sweep(config)
     heads, work_dir = members(config), Path(config.work_dir)
     prepare(work_dir, resume)
-    run = Run(_config_of_all(config, heads), command)
+    run = Run(config_of_all(config, heads), command)
     tasks = {member.head: run.probe.tasks[member.name] for member in heads}
     validation = build(DATASETS, config.val_dataloader.dataset, seed=config.seed)
     check_targets(run.probe, validation)
@@ -194,7 +194,7 @@ def _check_sweep(config: Config) -> None:
             )
 
 
-def _config_of_all(config: Config, heads: Sequence[Member]) -> Config:
+def config_of_all(config: Config, heads: Sequence[Member]) -> Config:
     """The config of the run that trains all heads, and scores them on the held-out images if there is a choice."""
     inner = _config_of(config, {member.name: member.parts for member in heads})
     if holdout(config) is not None:  # images of training, looked at as in validation

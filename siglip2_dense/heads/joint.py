@@ -71,16 +71,19 @@ def _scores(heads: Sequence, inputs: Sequence[Tensor]) -> list[Tensor]:
     biases = [head.conv.bias for head in heads]
     if heads[0].normalises:
         inputs, affine = _normalised([head.bn for head in heads], inputs, widths)
-        # not a matrix product, which autocast would take to bfloat16
-        biases = [b + (w * shift).sum(1) for b, w, (_, shift) in zip(biases, weights, affine, strict=True)]
+        with torch.autocast(inputs[0].device.type, enabled=False):  # it would take products to bfloat16
+            biases = [torch.addmv(b, w, shift) for b, w, (_, shift) in zip(biases, weights, affine, strict=True)]
         weights = [w * scale for w, (scale, _) in zip(weights, affine, strict=True)]
     maps, *vectors = inputs
     own = [_apart(weight, widths, len(inputs)) for weight in weights]
-    stacked = [F.pad(of_maps, (0, 0, 0, -len(of_maps) % ALIGNED)) for of_maps, *_ in own]
+    stacked, rows = [], []
+    for of_maps, *_ in own:
+        stacked += [of_maps, of_maps.new_zeros(-len(of_maps) % ALIGNED, of_maps.shape[1])]
+        rows.append(len(stacked[-2]) + len(stacked[-1]))
     cells = maps.permute(0, 2, 3, 1)  # (B, h, w, C)
     raw = F.linear(cells.flatten(0, 2), torch.cat(stacked)).unflatten(0, cells.shape[:3])
     found = []
-    for scores, (_, *of_vectors), bias in zip(raw.split([len(rows) for rows in stacked], -1), own, biases, strict=True):
+    for scores, (_, *of_vectors), bias in zip(raw.split(rows, -1), own, biases, strict=True):
         scores = scores[..., : len(bias)].permute(0, 3, 1, 2).float()
         for vector, weight in zip(vectors, of_vectors, strict=True):
             bias = F.linear(vector[..., 0, 0], weight).float() + bias  # (B, K)

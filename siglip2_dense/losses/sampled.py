@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_dense.contracts import IGNORE, Size
+from siglip2_dense.losses.upsampled import WithGradient
 from siglip2_dense.resample import bilinear_corners
 
 Seed = int | Sequence[int]
@@ -21,19 +22,82 @@ def sampled_cross_entropy(
     """``upsampled_cross_entropy(scores, labels, denominator)`` estimated from ``count`` pixels of each image.
 
     Over all seeds, the means of the value and of its gradient are the exact ones; they are exact for any seed where no
-    image has more than ``count`` labelled pixels.
+    image has more than ``count`` labelled pixels. The gradient cannot be differentiated again.
 
     scores: (B, K, h, w) of any float type, computed with in float32 or wider; labels: (B, H, W) int64.
     seeds: of each image; the draw is a function of these and the labels alone.
     """
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    pixels, weights = draw_pixels(labels, count, seeds)
-    values = scores_at(scores, pixels, labels.shape[1:])
-    errors = F.cross_entropy(
-        values.flatten(0, 1), labels.flatten(1).gather(1, pixels).flatten(), ignore_index=IGNORE, reduction="none"
-    )
-    total = errors @ weights.flatten().to(errors)
-    return total / (torch.count_nonzero(labels != IGNORE).clamp(min=1) if denominator is None else denominator)
+    return DrawnPixels(labels, count, seeds).cross_entropy(scores, denominator)
+
+
+class DrawnPixels:
+    """Some labelled pixels of images, at which the scores of any number of heads are looked at.
+
+    labels (B, H, W), count, seeds: as in ``sampled_cross_entropy``.
+    """
+
+    def __init__(self, labels: Tensor, count: int, seeds: Sequence[Seed]):
+        self.size = labels.shape[1:]
+        self.pixels, weights = draw_pixels(labels, count, seeds)
+        self.labels = labels.flatten(1).gather(1, self.pixels).clamp_(min=0).view(-1, 1)  # without one, the weight is 0
+        self.weights = weights.view(-1, 1)
+        self.counted = weights.sum().clamp(min=1)  # they stand for all labelled pixels
+        self._of_grids: dict[Size, Corners] = {}
+
+    def cross_entropy(self, scores: Tensor, denominator: int | Tensor | None = None) -> Tensor:
+        """``sampled_cross_entropy`` of these pixels."""
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        total = WithGradient.apply(scores, self._summed)
+        return total / (self.counted if denominator is None else denominator)
+
+    def _summed(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of scores (B, K, h, w) times the number of pixels, and its gradient."""
+        corners, weights = self.corners(scores.shape[2:]), self.weights.to(scores.dtype)
+        values = corners.values(scores.permute(0, 2, 3, 1).flatten(0, 2))
+        values -= values.amax(1, keepdim=True)
+        own = values.gather(1, self.labels)
+        total = values.exp_().sum(1, keepdim=True)
+        loss = ((total.log() - own) * weights).sum(dtype=torch.float64)
+        values *= weights / total
+        values.scatter_add_(1, self.labels, -weights)
+        gradient = corners.pull_back(values).view(len(scores), *scores.shape[2:], -1)
+        return loss, gradient.permute(0, 3, 1, 2)
+
+    def corners(self, cells: Size) -> Corners:
+        """Where the pixels lie in a grid of (h, w) cells."""
+        if cells not in self._of_grids:
+            self._of_grids[cells] = Corners(self.pixels, self.size, cells)
+        return self._of_grids[cells]
+
+
+class Corners:
+    """The four cells around each of n pixels of B images, and their weights: a matrix (B n, B h w) of few entries.
+
+    pixels: (B, n) places in the flat images of ``size``; cells: (h, w).
+    """
+
+    def __init__(self, pixels: Tensor, size: Size, cells: Size):
+        (height, width), images, device = cells, len(pixels), pixels.device
+        rows, down = (table.to(device)[pixels // size[1]] for table in bilinear_corners(height, size[0]))
+        columns, across = (table.to(device)[pixels % size[1]] for table in bilinear_corners(width, size[1]))
+        rows = rows + height * torch.arange(images, device=device)[:, None]
+        below, right = rows + (down > 0), columns + (across > 0)  # the last cell has none beside it
+        corners = [y * width + x for y in (rows, below) for x in (columns, right)]
+        weights = [y * x for y in (1 - down, down) for x in (1 - across, across)]
+        self.cells, self.weights = (torch.stack(values, -1).flatten(0, 1) for values in (corners, weights))
+        # the same by cells: the pixels around each, one cell's after the other's
+        ordered, order = self.cells.flatten().sort(stable=True)
+        self._pixels, self._their_weights = order // 4, self.weights.flatten()[order]
+        self._first = torch.searchsorted(ordered, torch.arange(images * height * width, device=device))
+
+    def values(self, cells: Tensor) -> Tensor:
+        """(B h w, K) -> (B n, K): what ``resize_logits`` has at the pixels."""
+        return F.embedding_bag(self.cells, cells, mode="sum", per_sample_weights=self.weights.to(cells.dtype))
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """(B n, K) -> (B h w, K): from the gradient of ``values(cells)`` to that of ``cells``."""
+        weights = self._their_weights.to(gradient.dtype)
+        return F.embedding_bag(self._pixels, gradient, self._first, mode="sum", per_sample_weights=weights)
 
 
 def draw_pixels(labels: Tensor, count: int, seeds: Sequence[Seed]) -> tuple[Tensor, Tensor]:
@@ -53,17 +117,3 @@ def draw_pixels(labels: Tensor, count: int, seeds: Sequence[Seed]) -> tuple[Tens
     ranks, weights = (torch.from_numpy(np.stack(values)).to(labels.device) for values in (ranks, weights))
     places = torch.searchsorted(seen, ranks.int() + 1)
     return places.clamp_(max=seen.shape[1] - 1), weights
-
-
-def scores_at(scores: Tensor, pixels: Tensor, size: Size) -> Tensor:
-    """(B, n, K): what ``resize_logits(scores, size)`` has at the flat places (B, n) of some of its pixels."""
-    (images, _, height, width), device = scores.shape, scores.device
-    rows, down = (table.to(device)[pixels // size[1]] for table in bilinear_corners(height, size[0]))
-    columns, across = (table.to(device)[pixels % size[1]] for table in bilinear_corners(width, size[1]))
-    rows = rows + height * torch.arange(images, device=device)[:, None]
-    below, right = rows + (down > 0), columns + (across > 0)  # the last cell has none beside it
-    corners = [y * width + x for y in (rows, below) for x in (columns, right)]
-    weights = [y * x for y in (1 - down, down) for x in (1 - across, across)]
-    cells = scores.permute(0, 2, 3, 1).reshape(images * height * width, -1)
-    corners, weights = torch.stack(corners, -1).flatten(0, 1), torch.stack(weights, -1).flatten(0, 1).to(cells)
-    return F.embedding_bag(corners, cells, mode="sum", per_sample_weights=weights).view(*pixels.shape, -1)

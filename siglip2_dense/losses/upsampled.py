@@ -56,10 +56,10 @@ def upsampled_bce(scores: Tensor, labels: Tensor, ignored: str = "negative") -> 
 def _in_blocks(scores: Tensor, labels: Tensor, *how, **options) -> Tensor:
     """``summed``, with the gradient that it computes along, where one is wanted."""
     wanted = torch.is_grad_enabled() and scores.requires_grad
-    return _WithGradient.apply(scores, lambda cells: summed(cells, labels, *how, **options, with_gradient=wanted))
+    return WithGradient.apply(scores, lambda cells: summed(cells, labels, *how, **options, with_gradient=wanted))
 
 
-class _WithGradient(torch.autograd.Function):
+class WithGradient(torch.autograd.Function):
     """Scores, and a function that gives a value and its gradient -> the value."""
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -171,11 +171,15 @@ class DenseProbe(BaseModel):
         raw = self.raw(features)
         if mode == "tensor":
             return raw
-        losses = {}
-        for name, task in self.tasks.items():
-            terms = task.loss(raw[name], features.geometry, data_samples, self.step)
-            losses.update({f"{name}.{key}": value for key, value in terms.items()})
-        return losses
+        found = {}
+        for names in _by_kin(self.tasks):
+            task, given = self.tasks[names[0]], (features.geometry, data_samples, self.step)
+            if len(names) > 1:
+                terms = task.together([raw[name] for name in names], *given)
+            else:
+                terms = [task.loss(raw[names[0]], *given)]
+            found.update(zip(names, terms, strict=True))
+        return {f"{name}.{key}": value for name in self.tasks for key, value in found[name].items()}
 
     def raw(self, features: Features) -> dict[str, Tensor]:
         """{HEAD: raw map (B, K, h, w)}."""
@@ -184,12 +188,8 @@ class DenseProbe(BaseModel):
             return self._raw(features)
 
     def _raw(self, features: Features) -> dict[str, Tensor]:
-        """Heads that say which are of their kin are computed together with these."""
-        kin: dict[object, list[str]] = defaultdict(list)
-        for name, head in self.heads.items():
-            kin[getattr(head, "kin", name)].append(name)
         found = {}
-        for names in kin.values():
+        for names in _by_kin(self.heads):
             if self.draws is not None and self.training:
                 torch.manual_seed(self.draws)
             heads = [self.heads[name] for name in names]
@@ -201,30 +201,17 @@ class DenseProbe(BaseModel):
     def predict(self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None) -> list[dict[str, Tensor]]:
         """A prediction per head for each image, at the size the image was read at.
 
-        Windows of one size, of whatever image, go through the encoder together; each image's are joined afterwards.
         In place of an image may stand the Features of its windows, as ``predict_stored`` takes them.
         """
         if isinstance(images, Features):
             raise UserError("DenseProbe predicts from images; from Features it gives raw maps, mode='tensor'.")
         if images and isinstance(images[0], Features):
             return [self.predict_stored(features) for features in images]
-        places = []
-        for number, image in enumerate(images):
-            resized = tuple(image.shape[-2:])
-            original = samples[number].original_size if samples else resized
-            for window in self.windows(resized):
-                places.append((number, Geometry(resized, (0, 0, *resized), resized, resized, original, window)))
-        by_size = defaultdict(list)
-        for number, place in places:
-            by_size[place.window[2:]].append((number, place))
         found = [{name: [] for name in self.heads} for _ in images]
-        for group in by_size.values():
-            for start in range(0, len(group), WINDOWS_PER_PASS):
-                chunk = group[start : start + WINDOWS_PER_PASS]
-                for mirrored in (False, True) if self.inference.get("flip") else (False,):
-                    for (number, _), maps in zip(chunk, self._pass(images, chunk, mirrored), strict=True):
-                        for name, window in maps.items():
-                            found[number][name].append(window)
+        for numbers, mirrored, features in self.window_features(images, samples):
+            for number, maps in zip(numbers, self._read(features, mirrored), strict=True):
+                for name, window in maps.items():
+                    found[number][name].append(window)
         return [{name: self.tasks[name].predict(windows) for name, windows in image.items()} for image in found]
 
     @torch.no_grad()
@@ -243,20 +230,32 @@ class DenseProbe(BaseModel):
                         found[name].append(window)
         return {name: self.tasks[name].predict(windows) for name, windows in found.items()}
 
-    def _pass(
-        self, images: Sequence[Tensor], chunk: Sequence[tuple[int, Geometry]], mirrored: bool
-    ) -> list[dict[str, tuple[Tensor, Geometry]]]:
-        """{HEAD: (raw map, geometry)} of each window of a chunk, itself or seen in a mirror and turned back."""
-        cuts = [_cut(images[number], place.window) for number, place in chunk]
-        features = self.features([cut.flip(-1) for cut in cuts] if mirrored else cuts)
-        geometry = tuple(
-            replace(seen, resized=place.resized, original=place.original, window=place.window)
-            for seen, (_, place) in zip(features.geometry, chunk, strict=True)
-        )
-        return self._read(replace(features, geometry=geometry), mirrored)
+    def window_features(
+        self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None
+    ) -> Iterator[tuple[list[int], bool, Features]]:
+        """The features of all windows of some images, pass after pass: the number of the image that each row is of,
+        whether the rows are seen in a mirror, and the features, whose geometry says where each lies.
+
+        Windows of one size, of whatever image, go through the encoder together, then their mirror images where the
+        inference has ``flip``.
+        """
+        by_size = defaultdict(list)
+        for number, image in enumerate(images):
+            resized = tuple(image.shape[-2:])
+            original = samples[number].original_size if samples else resized
+            for window in self.windows(resized):
+                by_size[window[2:]].append((number, dict(resized=resized, original=original, window=window)))
+        for group in by_size.values():
+            for start in range(0, len(group), WINDOWS_PER_PASS):
+                numbers, places = zip(*group[start : start + WINDOWS_PER_PASS], strict=True)
+                cuts = [_cut(images[n], place["window"]) for n, place in zip(numbers, places, strict=True)]
+                for mirrored in (False, True) if self.inference.get("flip") else (False,):
+                    features = self.features([cut.flip(-1) for cut in cuts] if mirrored else cuts)
+                    geometry = (replace(seen, **place) for seen, place in zip(features.geometry, places, strict=True))
+                    yield list(numbers), mirrored, replace(features, geometry=tuple(geometry))
 
     def _read(self, features: Features, mirrored: bool) -> list[dict[str, tuple[Tensor, Geometry]]]:
-        """The same from the windows' features."""
+        """{HEAD: (raw map, geometry)} of each window, of those seen in a mirror turned back."""
         raw = self.raw(features)
         found = []
         for i, seen in enumerate(features.geometry):
@@ -276,6 +275,14 @@ class DenseProbe(BaseModel):
         if self.inference["mode"] == "whole":
             return [(0, 0, *size)]
         return window_boxes(size, self.inference["crop"], self.inference["stride"])
+
+
+def _by_kin(parts: Mapping[str, object]) -> Iterable[list[str]]:
+    """The names of heads, or of tasks, that are computed together: those that say they are of one kin."""
+    kin: dict[object, list[str]] = defaultdict(list)
+    for name, part in parts.items():
+        kin[getattr(part, "kin", name)].append(name)
+    return kin.values()
 
 
 def _cut(image: Tensor, window: Box) -> Tensor:

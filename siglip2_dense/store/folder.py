@@ -1,210 +1,88 @@
-"""A folder of stores: which there are, what each holds, whether it is whole, and what may go."""
+"""A folder of stores: which there are, which of them serves, and what may go."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError, first_difference
-from siglip2_dense.files import digest as checksum
-from siglip2_dense.files import write_text
-from siglip2_dense.store.key import covers, digest, taps_of
-from siglip2_dense.store.shard import Shard, ShardWriter
+from siglip2_dense.files import size_text, write_text
+from siglip2_dense.store.key import FORMAT, covers, digest, leaves
+from siglip2_dense.store.store import MANIFEST, Store, folder_bytes
 
-FORMAT = "siglip2_dense features, version 1"
-MANIFEST = "manifest.json"
+OF = ("encoder", "weights", "data", "for", "taps", "type")  # what a table says that features are of
+NAMED, LENGTH = 4, 24  # of the things in which stores differ otherwise, and characters of each
 STALE = 3600  # seconds after which a half-written file is nobody's work under way
 
 
-@dataclass(frozen=True)
-class Store:
-    """The features of one data set, by one encoder, in a folder of their own: ``SPLIT-DIGEST/``.
-
-    ``manifest.json`` says what they are of. Each view has its own shards, ``VIEW-NUMBER.safetensors``, of
-    ``images_per_shard`` images but for the last. A shard is whole once ``VIEW-NUMBER.json`` with its size and checksum
-    lies beside it; nothing else is shared, so that shards can be written in any order by anybody.
-    """
-
-    path: Path
-    key: dict
-    facts: EncoderFacts
-    images_per_shard: int
-
-    @property
-    def images(self) -> int:
-        return self.key["data"]["images"]
-
-    @property
-    def shards_per_view(self) -> int:
-        return -(-self.images // self.images_per_shard)
-
-    def order(self) -> np.ndarray:
-        """The image (its index in the data set) at each position.
-
-        Images of training lie mixed: neighbours are trained on together, and in their own order they are often alike.
-        """
-        if self.key["windows"] is not None:
-            return np.arange(self.images)
-        return np.random.default_rng(self.images).permutation(self.images)
-
-    def positions(self, number: int) -> range:
-        """What the shard of this number holds."""
-        first = number * self.images_per_shard
-        return range(first, min(first + self.images_per_shard, self.images))
-
-    def file(self, view: int, number: int) -> Path:
-        return self.path / f"{view}-{number:05d}.safetensors"
-
-    def write(self, view: int, number: int, content: ShardWriter) -> None:
-        """Raises UserError when the disk is full; the shards that were there stay."""
-        from safetensors import SafetensorError
-
-        path = self.file(view, number)
-        try:
-            path.with_suffix(".json").unlink(missing_ok=True)
-            content.write(path)
-            shutil.copymode(self.path / MANIFEST, path)  # safetensors lets nobody else read its files
-            facts = dict(bytes=path.stat().st_size, sha256=checksum(path))
-            write_text(path.with_suffix(".json"), json.dumps(facts) + "\n")
-        except (OSError, SafetensorError) as error:
-            path.unlink(missing_ok=True)  # whole it may be, but nothing says so
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise UserError(
-                    f"the disk is full ({path.parent}); what was extracted before is kept. Free some space, or have "
-                    "less in the store, and run the same command again: it goes on from there."
-                ) from error
-            raise
-
-    def problem(self, view: int, number: int, thorough: bool = False) -> str:
-        """Why a shard cannot be used, or an empty string.
-
-        The content is read when asked for (``thorough``), and when the file has changed since its checksum was taken.
-        """
-        path = self.file(view, number)
-        note = path.with_suffix(".json")
-        try:
-            known = json.loads(note.read_text())
-            expected, content = known["bytes"], known["sha256"]
-        except FileNotFoundError:
-            return "not extracted"
-        except (ValueError, KeyError, TypeError):
-            return f"{note.name} cannot be read"
-        if not path.is_file():
-            return "gone"
-        state = path.stat()
-        if state.st_size != expected:
-            return f"truncated: {state.st_size} of {expected} bytes"
-        if thorough or state.st_mtime_ns > note.stat().st_mtime_ns:
-            if checksum(path) != content:
-                return "changed since it was written"
-            with contextlib.suppress(OSError):  # where it may not be written
-                os.utime(note)
-        return ""
-
-    def shards(self, views: int) -> list[tuple[int, int]]:
-        """(view, number) of each file that the first ``views`` have."""
-        return [(view, number) for view in range(views) for number in range(self.shards_per_view)]
-
-    def missing(self, views: int = 1) -> list[tuple[int, int]]:
-        """Those of them that are not there, or not whole."""
-        return [shard for shard in self.shards(views) if self.problem(*shard)]
-
-    def forget(self, view: int, number: int) -> None:
-        """Have a shard extracted again."""
-        self.file(view, number).with_suffix(".json").unlink(missing_ok=True)
-
-    def views(self) -> int:
-        """How many views have been begun, at least one."""
-        return max((int(path.name.partition("-")[0]) for path in self.path.glob("*-*.safetensors")), default=0) + 1
-
-    def open(self, view: int) -> list[Shard]:
-        return [Shard(self.file(view, number)) for number in range(self.shards_per_view)]
-
-    def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.path.iterdir())
-
-    def describe(self) -> dict:
-        """For a table: what it is of, how much there is of it."""
-        begun = self.views()
-        missing = len(self.missing(begun))
-        data, taps = self.key["data"], taps_of(self.key)
-        return {
-            "store": self.path.name,
-            "encoder": self.facts.name,
-            "weights": self.facts.fingerprint[:12],
-            "data": f"{data['name']} {data['split']}",
-            "for": "training" if self.key["windows"] is None else f"evaluation, {_windows(self.key['windows'])}",
-            "taps": " ".join(f"{tap.block}{'' if tap.norm else ' (no norm)'}" for tap in taps)
-            + (" pooled" if self.key["pooled"] else "")
-            + (" text space" if self.key["aligned"] else ""),
-            "type": self.key["dtype"],
-            "images": self.images,
-            "views": begun,
-            "size": size_text(self.bytes()),
-            "complete": "yes" if not missing else f"{missing} of {begun * self.shards_per_view} files missing",
-        }
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path)
+def planned(folder: Path, key: dict, facts: EncoderFacts, images_per_shard: int) -> Store:
+    """A store of this key as it would be; nothing is written."""
+    return Store(_place(folder, key), key, facts, images_per_shard)
 
 
-def size_text(count: float) -> str:
-    """Bytes for a person."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _windows(inference: dict) -> str:
-    words = [inference["mode"], *(str(inference[key]) for key in ("crop", "stride") if key in inference)]
-    return " ".join([*words, *(["flip"] if inference.get("flip") else [])])
-
-
-def create(folder: Path, key: dict, facts: EncoderFacts, images_per_shard: int) -> Store:
-    """A store of this key with nothing in it yet, or the one that is there."""
-    path = _place(folder, key)
-    manifest = dict(format=FORMAT, key=key, facts=facts.to_dict(), images_per_shard=images_per_shard)
+def create(store: Store) -> Store:
+    """Begin a store that was planned; gives the one that is there, should another process have begun it."""
+    parts = dict(key=store.key, facts=store.facts.to_dict(), images_per_shard=store.images_per_shard)
     try:
-        if not (path / MANIFEST).is_file():
-            write_text(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        if not (store.path / MANIFEST).is_file():
+            write_text(store.path / MANIFEST, json.dumps(dict(format=FORMAT, **parts), indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{folder}: no features can be kept here ({error.strerror}); give another folder.") from error
-    return load(path)
+        raise UserError(
+            f"{store.path.parent}: no features can be kept here ({error.strerror}); give another folder."
+        ) from error
+    return load(store.path)
 
 
 def load(path: Path) -> Store:
     """The store in ``path``. Raises UserError where there is none, or one of another version."""
+    prune = f"remove it with tools/features.py prune {path.parent} {path.name}."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
-            raise UserError(f"{path} holds features of another version ({manifest['format']}); remove it.")
+            raise UserError(f"{path} holds features of another version ({manifest['format']}); {prune}")
         facts = EncoderFacts.from_dict(manifest["facts"])
         return Store(path, manifest["key"], facts, int(manifest["images_per_shard"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / MANIFEST} cannot be read as a store's; remove the folder.") from error
+        raise UserError(f"{path / MANIFEST} cannot be read as a store's; {prune}") from error
+
+
+class Unreadable(NamedTuple):
+    """A store of another version, or with a broken manifest."""
+
+    path: Path
+    problem: str
+
+    def describe(self) -> dict:
+        return {"store": self.path.name, "size": size_text(folder_bytes(self.path)), "complete": "cannot be read"}
+
+
+def contents(folder: Path) -> Iterator[Store | Unreadable]:
+    """All of a folder, by name."""
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        try:
+            yield load(path.parent)
+        except UserError as error:
+            yield Unreadable(path.parent, str(error))
 
 
 def stores(folder: Path) -> Iterator[Store]:
-    """Those of a folder, by name."""
-    for path in sorted(folder.glob(f"*/{MANIFEST}")):
-        yield load(path.parent)
+    """Those that can be read, by name."""
+    return (one for one in contents(folder) if isinstance(one, Store))
 
 
-def find(folder: Path, key: dict, views: int = 1) -> Store | None:
-    """The store of this key, whole or not, else a whole one that holds more taps of the same; none if there is none."""
+def find(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequence[Path]] | None = None) -> Store | None:
+    """The store of this key, whole or not, else a whole one that holds more taps of the same; none if there is none.
+
+    views, files: as in ``Store.problems``.
+    """
     path = _place(folder, key)
     if (path / MANIFEST).is_file():
         found = load(path)
@@ -212,26 +90,87 @@ def find(folder: Path, key: dict, views: int = 1) -> Store | None:
             raise UserError(f"{path / MANIFEST} was changed by hand: {difference}; remove the folder.")
         return found
     for found in stores(folder):
-        if covers(found.key, key) and not found.missing(views):
+        if covers(found.key, key) and not found.problems(views, files):
             return found
     return None
 
 
-def sweep(folder: Path) -> None:
+def nearest(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequence[Path]] | None = None) -> str:
+    """Which store of the same images, for the same purpose, is nearest to serving, and what keeps it from that; an
+    empty string where there is none. views, files: as in ``find``.
+    """
+
+    def purpose(key: dict) -> tuple:
+        return key["data"]["name"], key["data"]["split"], key["windows"] is None
+
+    def distance(store: Store) -> int:
+        own, wanted = leaves(store.key), leaves(key)
+        return sum(own.get(place) != wanted.get(place) for place in own.keys() | wanted.keys())
+
+    alike = [store for store in stores(folder) if purpose(store.key) == purpose(key)]
+    if not alike:
+        return ""
+    store = min(alike, key=distance)
+    if covers(store.key, key):
+        return f"{store.path} has more layers, but {next(iter(store.problems(views, files).values()))}"
+    # names and numbers say more than fingerprints
+    difference = first_difference(_readable(store.key), _readable(key), origin="there")
+    return f"in {store.path}, {difference or first_difference(store.key, key, origin='there')}"
+
+
+def _readable(key: dict) -> dict:
+    bare = {
+        part: {name: value for name, value in key[part].items() if name != "fingerprint"}
+        for part in ("data", "encoder")
+    }
+    return {**key, **bare}
+
+
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed runs have left half written in the stores of a folder."""
     for path in folder.glob("*/.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+        with contextlib.suppress(OSError):  # another process does so too, or it may not be removed
             if time.time() - path.stat().st_mtime > STALE:
                 path.unlink()
 
 
-def chosen(folder: Path, names: Sequence[str]) -> list[Store]:
-    """The stores of these names. Raises UserError for one that is not there."""
-    known = {store.path.name: store for store in stores(folder)}
+def remove(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Remove the stores of these names, readable or not, and say of each what it took.
+
+    Raises UserError for one that is not there, before any is removed, and for one that cannot be.
+    """
+    known = [path.parent.name for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     for name in names:
         if name not in known:
             raise UserError(f"{folder} has no store {name!r}; it has {', '.join(known) or 'none'}.")
-    return [known[name] for name in names]
+    for name in names:
+        size = size_text(folder_bytes(folder / name))
+        try:
+            shutil.rmtree(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be removed ({error.strerror}); see to that.") from error
+        yield f"removed {folder / name}, {size}"
+
+
+def described(found: Sequence[Store | Unreadable]) -> list[dict]:
+    """A line of a table for each; those that are alike in what is said of all have what they differ in as well."""
+    rows = [one.describe() for one in found]
+    alike = defaultdict(list)
+    for one, row in zip(found, rows, strict=True):
+        if isinstance(one, Store):
+            alike[tuple(row[name] for name in OF)].append((row, leaves(one.key)))
+    for group in alike.values():
+        places = sorted(set().union(*(own for _, own in group)))
+        places = [place for place in places if len({str(own.get(place)) for _, own in group}) > 1]
+        for row, own in group if places else ():
+            words = [f"{place.removeprefix('data.settings.')}={_short(own.get(place))}" for place in places]
+            row["otherwise"] = " ".join(words[:NAMED]) + " …" * (len(words) > NAMED)
+    return rows
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LENGTH else f"{text[: LENGTH - 1]}…"
 
 
 def _place(folder: Path, key: dict) -> Path:

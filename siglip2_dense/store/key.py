@@ -11,6 +11,7 @@ import torch
 
 from siglip2_dense.contracts import Alignment, EncoderFacts, Size, Tap
 
+FORMAT = "siglip2_dense features, version 2"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -45,12 +46,12 @@ def make_key(
         canvas=canvas,
         windows=windows,
     )
-    return json.loads(json.dumps(key))
+    return json.loads(json.dumps(key, default=str))
 
 
 def digest(key: dict) -> str:
-    """Twelve hexadecimal digits that stand for a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that stand for a key, and for how files are written."""
+    return hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def covers(held: dict, wanted: dict) -> bool:
@@ -58,6 +59,17 @@ def covers(held: dict, wanted: dict) -> bool:
     if not all(tap in held["taps"] for tap in wanted["taps"]) or held["pooled"] < wanted["pooled"]:
         return False
     return {**held, "taps": wanted["taps"], "pooled": wanted["pooled"]} == wanted
+
+
+def leaves(value: object, place: str = "") -> dict[str, object]:
+    """{place: value} of all that a key says, such as {"data.settings.transforms.0.size": [40, 48]}."""
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
+        inner = enumerate(value)
+    else:
+        return {place: value}
+    return {deep: leaf for name, one in inner for deep, leaf in leaves(one, f"{place}.{name}".strip(".")).items()}
 
 
 def taps_of(key: dict) -> list[Tap]:

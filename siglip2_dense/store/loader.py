@@ -1,7 +1,7 @@
 """Batches from a store, as the loaders of images give them, without an encoder, worker processes or decoding.
 
-Memory is bounded whatever the store's size: AHEAD + 2 batches of features, used in turn, and about a hundred bytes for
-each image of each view.
+Memory is bounded whatever the store's size: AHEAD + 2 batches of features and targets, used in turn, and about a
+hundred bytes for each image of each view.
 """
 
 from __future__ import annotations

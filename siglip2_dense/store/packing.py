@@ -6,14 +6,14 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import astuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from siglip2_dense.contracts import Geometry, Sample
+from siglip2_dense.contracts import TARGETS, Geometry, Sample
 
-TARGETS = ("labels", "depth", "normals", "boxes")
 LEVEL = 1  # of zlib: higher ones take several times as long for a fifth less
 
 
@@ -36,8 +36,8 @@ def pack_known(sample: Sample, geometry: Sequence[Geometry]) -> bytes:
     return json.dumps(known).encode()
 
 
-def unpack(known: bytes, targets: dict[str, bytes]) -> tuple[Sample, tuple[Geometry, ...]]:
-    """The inverse; empty bytes are a target that the sample has not."""
+def unpack(known: bytes, targets: dict[str, Tensor]) -> tuple[Sample, tuple[Geometry, ...]]:
+    """The inverse of ``pack_known``, with the targets put in."""
     values = json.loads(known)
     geometry = tuple(Geometry(*(_tuples(value) for value in place)) for place in values["geometry"])
     intrinsics = values["intrinsics"]
@@ -47,34 +47,59 @@ def unpack(known: bytes, targets: dict[str, bytes]) -> tuple[Sample, tuple[Geome
         index=values["index"],
         box_names=tuple(values["box_names"]),
         intrinsics=None if intrinsics is None else torch.tensor(intrinsics),
-        **{name: _unpack(data) for name, data in targets.items() if data},
+        **targets,
     )
     return sample, geometry
+
+
+class Packed(NamedTuple):
+    """A target as bytes, and what it will be: whole numbers as int64, else in the type that was packed."""
+
+    data: memoryview  # compressed
+    dtype: np.dtype  # of the values in there,
+    lowest: int  # which are counted from this
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, data: bytes) -> Packed:
+        """Of what ``pack_targets`` gave."""
+        end = data.index(b"\n")
+        kind, *shape = data[:end].decode().split()
+        return cls(memoryview(data)[end + 1 :], np.dtype(kind[:3]), int(kind[3:] or 0), tuple(map(int, shape)))
+
+    @property
+    def type(self) -> torch.dtype:
+        return torch.int64 if self.dtype.kind in "iu" else torch.from_numpy(np.empty(0, self.dtype)).dtype
+
+    def unpack(self, out: Tensor) -> None:
+        """Fill ``out``, a contiguous tensor of this shape and type. Computed by numpy, in the calling thread alone."""
+        size = out.numel() * self.dtype.itemsize
+        planes = np.frombuffer(zlib.decompress(self.data, bufsize=size or 1), np.uint8)
+        values = np.ascontiguousarray(planes.reshape(self.dtype.itemsize, -1).T).view(self.dtype)
+        room = out.numpy().reshape(-1)
+        np.copyto(room, values.reshape(-1))
+        if self.lowest:
+            room += self.lowest
 
 
 def _pack(values: np.ndarray) -> bytes:
     """Type and shape in a line, then the values, compressed; whole numbers in the narrowest type that holds them.
 
-    The first bytes of all values stand before all second ones and so on: those of measurements hardly differ then.
+    Fewer than 256 whole numbers on end take a byte each, which says how far one is from the lowest; this stands behind
+    the type. The first bytes of all values stand before all second ones and so on: those of measurements hardly differ
+    then.
     """
+    lowest = ""
     if values.dtype.kind == "i":
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-        kinds = (np.int8, np.int16, np.int32, np.int64)
-        values = values.astype(next(k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max))
+        if high - low < 256:
+            values, lowest = (values - low).astype(np.uint8), f"{low:+d}"
+        else:
+            kinds = (np.int16, np.int32, np.int64)
+            values = values.astype(next(k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max))
     planes = np.ascontiguousarray(values).reshape(-1, 1).view(np.uint8).T
-    head = f"{values.dtype.str} {' '.join(map(str, values.shape))}\n".encode()
+    head = f"{values.dtype.str}{lowest} {' '.join(map(str, values.shape))}\n".encode()
     return head + zlib.compress(planes.tobytes(), LEVEL)
-
-
-def _unpack(data: bytes) -> Tensor:
-    """Whole numbers as int64, else the type that was packed."""
-    end = data.index(b"\n")
-    kind, *shape = data[:end].decode().split()
-    shape, dtype = tuple(map(int, shape)), np.dtype(kind)
-    size = int(np.prod(shape)) * dtype.itemsize
-    planes = np.frombuffer(zlib.decompress(memoryview(data)[end + 1 :], bufsize=size or 1), np.uint8)
-    values = planes.view(dtype) if dtype.itemsize == 1 else planes.reshape(dtype.itemsize, -1).T.copy().view(dtype)
-    return torch.from_numpy(values.reshape(shape).astype(np.int64 if dtype.kind == "i" else dtype))
 
 
 def _tuples(value):

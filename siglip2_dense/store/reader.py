@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from siglip2_dense.contracts import Features, Sample, Size, Tap
-from siglip2_dense.store.folder import Store
 from siglip2_dense.store.key import DTYPES
-from siglip2_dense.store.packing import unpack
+from siglip2_dense.store.packing import Packed, unpack
 from siglip2_dense.store.shard import Shard, features_of, has_cells, names_of
+from siglip2_dense.store.store import Store
 
 
 class Place(NamedTuple):
@@ -57,10 +57,12 @@ class Reader:
         take: gives a tensor of a name, shape and type to be filled.
         """
         samples, geometry = [], []
-        for run in _runs(places, lambda a, b: a.shard is b.shard and a.number + 1 == b.number):
-            for sample, own in self._known(run[0].shard, run[0].number, run[-1].number + 1):
-                samples.append(sample)
-                geometry.extend(own)
+        targets = {name: self._targets(name, places, take) for name in self.targets}
+        for number, known in enumerate(self._bytes("known", places)):
+            has = {name: column[number] for name, column in targets.items() if column[number] is not None}
+            sample, own = unpack(known, has)
+            samples.append(sample)
+            geometry.extend(own)
         shard, size = places[0].shard, places[0].size
         names = [name for name in shard.names(size) if name in self.wanted]
         alike = len({place.size for place in places}) == 1
@@ -83,10 +85,25 @@ class Reader:
             geometry = [replace(place, padded=size, canvas=size) for place in geometry]
         return features_of(tensors, geometry, valid), samples
 
-    def _known(self, shard: Shard, first: int, last: int) -> Iterator:
-        columns = [shard.bytes(name, first, last) for name in self.targets]
-        for known, *targets in zip(shard.bytes("known", first, last), *columns, strict=True):
-            yield unpack(known, dict(zip(self.targets, targets, strict=True)))
+    def _bytes(self, name: str, places: Sequence[Place]) -> list[bytes]:
+        """What is known of each image, or one of its targets; empty where it has none."""
+        found = []
+        for run in _runs(places, lambda a, b: a.shard is b.shard and a.number + 1 == b.number):
+            found += run[0].shard.bytes(name, run[0].number, run[-1].number + 1)
+        return found
+
+    def _targets(self, name: str, places: Sequence[Place], take: Callable[..., Tensor]) -> Sequence[Tensor | None]:
+        """A target of each image. Those of one shape share memory, which a loader uses again."""
+        packed = [Packed.of(data) if data else None for data in self._bytes(name, places)]
+        first = packed[0]
+        if all(one and first and (one.shape, one.type) == (first.shape, first.type) for one in packed):
+            found = take(name, (len(packed), *first.shape), first.type)
+        else:
+            found = [one and torch.empty(one.shape, dtype=one.type) for one in packed]
+        for one, out in zip(packed, found, strict=True):
+            if one is not None:
+                one.unpack(out)
+        return found
 
     def _fill(self, name: str, places: Sequence[Place], out: Tensor) -> None:
         """Rows of one shape, side by side; those that lie side by side in a file in one read."""

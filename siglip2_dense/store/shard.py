@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siglip2_dense.contracts import Features, Geometry, Sample, Size, Tap
+from siglip2_dense.contracts import TARGETS, Features, Geometry, Sample, Size, Tap
 from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import atomic
-from siglip2_dense.store.packing import TARGETS, pack_known
+from siglip2_dense.store.packing import pack_known
 
 KINDS = {"F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
 
@@ -103,12 +103,13 @@ def narrowed(features: Features, dtype: torch.dtype, samples: Sequence[Sample]) 
 
 
 class ShardWriter:
-    """Images one after another, held in memory until ``write`` makes one file of them and begins the next."""
+    """Images one after another, held in memory until ``write`` makes one file of them; then, or when it fails, none."""
 
     def __init__(self):
         self._begin()
 
     def _begin(self) -> None:
+        self.indices: list[int] = []  # of the images in their data set
         self._rows: list[tuple[int, int, int, int]] = []
         self._count: dict[Size, int] = defaultdict(int)
         self._maps: dict[str, list[Tensor]] = defaultdict(list)
@@ -119,6 +120,7 @@ class ShardWriter:
         if features.valid is not None:
             features = _own_cells(features)
         size = features.geometry[0].padded
+        self.indices.append(sample.index)
         self._rows.append((*size, self._count[size], len(features)))
         self._count[size] += len(features)
         for name, values in tensors_of(features).items():
@@ -136,11 +138,12 @@ class ShardWriter:
             if any(parts):
                 tensors[name] = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
                 tensors[f"{name}.ends"] = torch.tensor([len(part) for part in parts]).cumsum(0)
-        for name in list(self._maps):
-            tensors[name] = torch.cat(self._maps.pop(name)).contiguous()
+        maps = self._maps
+        self._begin()
+        for name in list(maps):
+            tensors[name] = torch.cat(maps.pop(name)).contiguous()
         with atomic(path) as temporary:
             save_file(tensors, temporary)
-        self._begin()
 
 
 def _own_cells(features: Features) -> Features:

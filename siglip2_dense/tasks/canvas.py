@@ -52,8 +52,8 @@ def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometr
     Raises UserError for a sample without the target, or with one of another size than its image.
     """
     size, boxes = _places(geometry)
-    canvas = []
-    for sample, (top, left, height, width) in zip(samples, boxes, strict=True):
+    canvas = None
+    for number, (sample, (top, left, height, width)) in enumerate(zip(samples, boxes, strict=True)):
         values = getattr(sample, target)
         if values is None:
             raise UserError(
@@ -64,10 +64,12 @@ def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometr
                 f"{sample.path}: {target} of {tuple(values.shape[-2:])} pixels for an image of {(height, width)}; "
                 "transforms of training resize targets along (targets=True)."
             )
-        laid = values.new_full((*values.shape[:-2], *size), none)
-        laid[..., top : top + height, left : left + width] = values
-        canvas.append(laid)
-    return torch.stack(canvas)
+        if canvas is None:
+            canvas = values.new_empty(len(samples), *values.shape[:-2], *size)
+        if (height, width) != size:
+            canvas[number].fill_(none)
+        canvas[number, ..., top : top + height, left : left + width] = values
+    return canvas
 
 
 def pixels_on_canvas(geometry: Sequence[Geometry]) -> int:

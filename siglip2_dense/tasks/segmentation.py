@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from siglip2_dense.contracts import IGNORE, Geometry, Sample
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
-from siglip2_dense.losses.sampled import sampled_cross_entropy
+from siglip2_dense.losses.sampled import DrawnPixels
 from siglip2_dense.losses.upsampled import upsampled_cross_entropy
 from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import TASKS
@@ -67,25 +68,41 @@ class Segmentation:
         """What a raw map stands for: a head is of use only under the same."""
         return {"classes": list(self.classes)}
 
+    @property
+    def kin(self) -> tuple:
+        """Tasks that agree in it learn the same, and ``together`` gives the losses of all at once."""
+        return (Segmentation, self.average, self.sampled and self.samples)
+
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
     ) -> dict[str, Tensor]:
         """raw: (B, K, h, w) of images on one canvas. It is that of the scores brought to the padded canvas, or to each
         image's own size; they are never built there.
         """
+        return self.together([raw], geometry, samples, step)[0]
+
+    def together(
+        self, raws: Sequence[Tensor], geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
+    ) -> list[dict[str, Tensor]]:
+        """``loss`` of the raw map of each of several heads; what is done with the labels is done once."""
         labels = on_canvas(samples, self.target, geometry, none=IGNORE)
-        pixels = (
-            pixels_on_canvas(geometry) if self.average == "all" else torch.count_nonzero(labels != IGNORE).clamp(min=1)
-        )
         seeds = [(step or 0, sample.index + 1) for sample in samples]
-        terms = []
-        for images, cells, (height, width) in cells_on_canvas(raw, geometry):
+        compared = []  # of each group of images, the loss as a function of their cells
+        for images, _, (height, width) in cells_on_canvas(raws[0], geometry):
             own = labels[images, :height, :width]
             if self.sampled:
-                terms.append(sampled_cross_entropy(cells, own, self.samples, seeds[images], pixels))
+                compared.append(DrawnPixels(own, self.samples, seeds[images]).cross_entropy)
             else:
-                terms.append(upsampled_cross_entropy(cells, own, pixels))
-        return {"loss_ce": sum(terms)}
+                compared.append(partial(upsampled_cross_entropy, labels=own))
+        if self.average == "all":
+            pixels = pixels_on_canvas(geometry)
+        else:
+            pixels = torch.count_nonzero(labels != IGNORE).clamp(min=1)
+        terms = []
+        for raw in raws:
+            groups = zip(cells_on_canvas(raw, geometry), compared, strict=True)
+            terms.append({"loss_ce": sum(loss(cells, denominator=pixels) for (_, cells, _), loss in groups)})
+        return terms
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
         """The class map (H, W) of one image at its original size, from the raw maps (K, h, w) of its windows."""

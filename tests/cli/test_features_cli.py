@@ -1,6 +1,8 @@
 """tools/features.py: extract, verify, info, prune."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -9,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from siglip2_dense.cli import train
 from siglip2_dense.cli.common import run
 from siglip2_dense.cli.features import main
+from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.engine import extract
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/features.py"
@@ -68,6 +72,31 @@ def test_what_is_extracted_is_shown_and_found_again(stored, call):
     assert again[0] == 0 and again[1].splitlines() == lines[2:]  # nothing was missing
 
 
+def test_a_sweep_finds_all_that_it_reads(tiny, tmp_path, call, monkeypatch):
+    lines = "sweep = dict(layers=['last', 'even4'], pooled=['none', 'concat'], holdout=0.4)\nseeds = 2\npictures = 0\n"
+    config = tiny(lines + "train_dataloader['num_workers'] = 0\nvis_backends = []\nfeature_store = dict(views=2)")
+    code, out, err = call("extract", config, "--features", tmp_path / "features")
+    assert code == 0, err
+    assert [line.partition("-")[0] for line in out.splitlines()[-3:]] == ["train", "train_held_out", "val"]
+    monkeypatch.setattr(FrozenEncoder, "features", None)
+    train.main([str(config), "--features", str(tmp_path / "features"), "--work-dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "sweep.json").is_file() and len(list((tmp_path / "features").iterdir())) == 3
+
+
+def test_a_part_of_a_set_is_extracted_as_it_is_trained_from(tiny, tmp_path, call, monkeypatch):
+    config = tiny(
+        "train_dataloader['num_workers'] = 0\nvis_backends = []\npictures = 0\n"
+        "whole = train_dataloader['dataset']\n"
+        "train_dataloader['dataset'] = dict(\n"
+        "    type='Subset', part='kept', holdout=0.4, transforms=whole.pop('transforms'), dataset=whole)\n"
+        "del whole"
+    )
+    assert call("extract", config, "--features", tmp_path / "features")[0] == 0
+    monkeypatch.setattr(FrozenEncoder, "features", None)
+    train.main([str(config), "--features", str(tmp_path / "features"), "--work-dir", str(tmp_path / "run")])
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
 def test_damage_is_found_named_and_mended(stored, call):
     folder, config, _ = stored
     assert call("verify", folder)[:2] == (0, f"{folder}: all files are as they were written\n")
@@ -92,6 +121,7 @@ def test_an_array_of_jobs(tiny, tmp_path, call, monkeypatch):
     config = tiny("train_dataloader['dataset']['length'] = 9\ntrain_dataloader['num_workers'] = 0")
     first = call("extract", config, "--features", tmp_path / "f", "--part", "1/2")
     assert first[0] == 0 and "1 of 2 files missing" in first[1]
+    assert re.search(r"^extracting train: [18] images? in 00:0\d, \S+ images/s$", first[2], re.MULTILINE)
     code, out, _ = call("verify", tmp_path / "f")
     assert code == 0 and "1 are still missing" in out
     second = call("extract", config, "--features", tmp_path / "f", "--part", "2/2")
@@ -110,6 +140,33 @@ def test_only_what_is_named_is_removed(stored, call):
     assert code == 1 and f"no store 'train'; it has {train}, {val}." in err
     code, out, _ = call("prune", folder, val)
     assert code == 0 and out.startswith(f"removed {folder / val}, ") and sorted(folder.iterdir()) == [folder / train]
+
+
+def test_a_store_that_cannot_be_read_is_shown_and_removed(stored, call):
+    folder, config, _ = stored
+    train, val = sorted(path.name for path in folder.iterdir())
+    (folder / train / "manifest.json").write_text("{")
+    code, out, _ = call("info", folder)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["store", train, val]
+    assert "cannot be read" in out.splitlines()[1]
+    code, out, err = call("verify", folder)
+    assert code == 1 and f"tools/features.py prune {folder} {train}" in out and "1 of the stores" in err
+    assert call("prune", folder, train)[0] == 0 and call("extract", config, "--features", folder)[0] == 0
+    assert call("verify", folder)[0] == 0
+
+
+def test_stores_of_two_seeds_are_told_apart_with_the_day_of_their_last_use(stored, call):
+    folder, config, _ = stored
+    old = next(folder.glob("train-*"))
+    os.utime(old / "manifest.json", (10**9, 10**9))
+    assert call("extract", config, "--features", folder, "--cfg-options", "seed=1")[0] == 0
+    lines = {line.split()[0]: line for line in call("info", folder)[1].splitlines()}
+    new = next(path.name for path in folder.glob("train-*") if path != old)
+    assert lines[old.name].endswith("seed=0") and "2001-09-09" in lines[old.name]
+    today = time.strftime("%Y-%m-%d")
+    assert lines[new].endswith("seed=1") and today in lines[new] and "last used" in lines["store"]
+    assert call("extract", config, "--features", folder)[0] == 0
+    assert today in next(line for line in call("info", folder)[1].splitlines() if line.startswith(old.name))
 
 
 def test_folders_without_features(tmp_path, tiny, call):

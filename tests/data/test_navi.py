@@ -236,6 +236,14 @@ def test_the_least_depth_is_the_whole_image_s_and_the_greatest_the_crop_s(tmp_pa
     assert sample.max() == pytest.approx(1) and torch.equal(_one(root).normals, _one(root, depth="metric").normals)
 
 
+def test_an_image_depends_on_its_files_and_on_its_scene_s_cameras(ball):
+    files = NAVI("train", ball).files_on_disk(0)
+    assert [path.relative_to(ball / "ball" / "multiview_00").as_posix() for path in files] == [
+        "images/000.jpg", "depth/000.png", "annotations.json",
+    ]  # fmt: skip
+    assert all(path.is_file() for path in files)
+
+
 def test_targets_and_kinds_are_what_was_asked_for(ball):
     assert _one(ball, targets="depth").normals is None and _one(ball, targets=("normals",)).depth is None
     kinds = [{}, {"depth": "metric"}, {"normals": "true"}, {"every": 1}]

@@ -199,6 +199,13 @@ def test_labelled_frames_are_upright_and_split_from_1(labelled):
     assert len({test.fingerprint(), train.fingerprint(), filled.fingerprint()}) == 3
 
 
+def test_labelled_frames_depend_on_the_large_files_that_hold_them(labelled):
+    mat, normals = labelled / "nyu_depth_v2_labeled.mat", labelled / "normals.npy"
+    assert NYUv2Labelled("test", labelled).files_on_disk(0) == [mat]
+    assert NYUv2Labelled("test", labelled, targets=("depth", "normals")).files_on_disk(0) == [mat, normals]
+    assert mat.is_file() and normals.is_file()
+
+
 def test_normals_point_to_the_camera_and_have_the_raw_depth_s_holes(labelled):
     for depth in ("raw", "filled"):
         sample = NYUv2Labelled("train", labelled, depth=depth, targets=["normals"])[1]

@@ -38,6 +38,12 @@ def test_an_image_is_what_it_is_in_the_whole_set_in_every_epoch():
         kept[len(kept)]
 
 
+def test_its_files_are_those_of_the_whole_set(monkeypatch):
+    held = part("held out")
+    monkeypatch.setattr(held.whole, "files_on_disk", lambda index: [index])
+    assert [held.files_on_disk(index) for index in range(3)] == [[index] for index in held.indices]
+
+
 def test_fingerprints_say_which_part_of_what():
     found = [part("kept"), part("held out"), part("kept", seed=1), part("kept", 0.4), part("kept", length=11)]
     assert len({one.fingerprint() for one in found}) == 5

@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from siglip2_dense.cli import common
@@ -18,14 +21,17 @@ from siglip2_dense.cli import train as train_verb
 from siglip2_dense.contracts import Alignment, Features, Sample
 from siglip2_dense.data import scenes
 from siglip2_dense.data.base import PixelDataset
-from siglip2_dense.engine import extract
+from siglip2_dense.engine import encoding, extract
+from siglip2_dense.engine.encoding import expected_bytes, row_bytes
 from siglip2_dense.engine.run import build_probe
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
-from siglip2_dense.store.folder import Store, find
+from siglip2_dense.store import origins
+from siglip2_dense.store.folder import find
 from siglip2_dense.store.key import digest
 from siglip2_dense.store.loader import StoredLoader
 from siglip2_dense.store.reader import Reader
+from siglip2_dense.store.store import Store
 
 NAFLEX = """
 model["encoder"] = dict(
@@ -163,6 +169,16 @@ def test_predictions_from_stored_windows_are_those_of_the_images(parts, extra):
     assert index == 6 and same >= 0.999 * pixels
 
 
+def test_windows_of_several_images_go_through_the_encoder_together(parts, monkeypatch):
+    config, probe, _, data = parts("model['inference'] = dict(mode='whole')\nval_dataloader['batch_size'] = 4")
+    passes, features = [], probe.encoder.features
+    monkeypatch.setattr(
+        probe.encoder, "features", lambda images, *more: passes.append(len(images)) or features(images, *more)
+    )
+    extract.ensure(config, probe, data, config.val_dataloader, windows=True)
+    assert passes == [4, 3]
+
+
 def test_a_mirrored_window_is_turned_back(parts):
     """With the mirror's half of the rows wrong, predictions are not those of the images."""
     config, probe, _, data = parts("model['inference']['flip'] = True")
@@ -180,12 +196,13 @@ def test_a_killed_extraction_goes_on_with_what_is_missing(parts, small_files, mo
     whole = extract.ensure(config, probe, data, config.train_dataloader)
     assert whole.shards_per_view == 3
     config, *_ = parts(LARGER, features="killed")
+    monkeypatch.setattr(encoding, "own_order", list)
     write, written = Store.write, []
 
-    def killed(store, view, number, content):
+    def killed(store, view, number, *content):
         if number == 1:
             raise KeyboardInterrupt
-        write(store, view, number, content)
+        write(store, view, number, *content)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", killed)
@@ -193,7 +210,7 @@ def test_a_killed_extraction_goes_on_with_what_is_missing(parts, small_files, mo
             extract.ensure(config, probe, data, config.train_dataloader)
     store = find(tmp_path / "killed", whole.key)
     assert store.missing() == [(0, 1), (0, 2)]
-    monkeypatch.setattr(Store, "write", lambda store, *shard: written.append(shard[:2]) or write(store, *shard))
+    monkeypatch.setattr(Store, "write", lambda store, *content: written.append(content[:2]) or write(store, *content))
     extract.ensure(config, probe, data, config.train_dataloader)
     assert written == [(0, 1), (0, 2)] and store.missing() == []
     for shard in store.shards(1):
@@ -202,6 +219,69 @@ def test_a_killed_extraction_goes_on_with_what_is_missing(parts, small_files, mo
     store.file(0, 1).write_bytes(store.file(0, 1).read_bytes()[:-7])
     extract.ensure(config, probe, data, config.train_dataloader)
     assert written == [(0, 1), (0, 2), (0, 1)] and store.missing() == []
+
+
+@pytest.fixture
+def folder_set(tmp_path):
+    """A data set of files, labels of one size whatever is in them, and the lines of a config that names it."""
+    numbers = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "set" / kind / split).mkdir(parents=True)
+        for index in range(21 if split == "train" else 2):
+            image, labels = numbers.integers(0, 256, (48, 64, 3)), numbers.integers(0, 2, (48, 64))
+            Image.fromarray(image.astype(np.uint8)).save(tmp_path / "set" / "images" / split / f"{index:02d}.png")
+            save_labels(tmp_path / "set" / "labels" / split / f"{index:02d}.png", labels)
+    (tmp_path / "set" / "classes.txt").write_text("a\nb\n")
+    return "\n".join(
+        f"{s}_dataloader['dataset'] = dict(type='ImageFolder', root='{tmp_path}/set', split='{s}')"
+        for s in ("train", "val")
+    )
+
+
+def save_labels(path, labels):
+    Image.fromarray(labels.astype(np.uint8)).save(path, compress_level=0)
+
+
+def test_an_image_or_label_file_that_is_replaced_is_extracted_again(
+    parts, folder_set, small_files, monkeypatch, tmp_path, capsys
+):
+    config, probe, data, _ = parts(folder_set)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    write, written = Store.write, []
+    monkeypatch.setattr(Store, "write", lambda store, *content: written.append(content[:2]) or write(store, *content))
+    labels = tmp_path / "set" / "labels" / "train" / "07.png"
+    before = labels.stat()
+    save_labels(labels, 1 - np.asarray(Image.open(labels)))
+    os.utime(labels, ns=(before.st_atime_ns, before.st_mtime_ns - 10**9))  # older than the store
+    assert labels.stat().st_size == before.st_size
+    capsys.readouterr()
+    assert extract.ensure(config, probe, data, config.train_dataloader) == store
+    number = next(number for number in range(3) if 7 in store.held(number))
+    assert written == [(0, number)]
+    assert (
+        f"{store.file(0, number)} is extracted again: {labels} is another than it was made of"
+        in capsys.readouterr().out
+    )
+    for batch, _ in zip(extract.training_loader(config, probe, data), range(11), strict=False):
+        for sample in batch["data_samples"]:
+            assert torch.equal(sample.labels, data[sample.index].labels)
+    for path in (tmp_path / "set").rglob("*.png"):  # as a copy without its times
+        os.utime(path)
+    extract.ensure(config, probe, data, config.train_dataloader)
+    assert len(written) == 1
+    monkeypatch.setattr(origins, "digest", None)  # the new times are known now
+    extract.ensure(config, probe, data, config.train_dataloader)
+
+
+def test_a_store_with_more_layers_does_not_serve_when_a_file_was_replaced(parts, folder_set, tmp_path):
+    config, probe, data, _ = parts(folder_set)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    labels = tmp_path / "set" / "labels" / "train" / "07.png"
+    save_labels(labels, 1 - np.asarray(Image.open(labels)))
+    config, probe, data, _ = parts(folder_set + "\nmodel['heads']['segmentation']['head']['layers'] = 'last'")
+    other = extract.ensure(config, probe, data, config.train_dataloader)
+    assert other.path != store.path and other.missing() == store.missing() == []
 
 
 def test_jobs_of_an_array_share_the_files(parts, small_files):
@@ -213,10 +293,42 @@ def test_jobs_of_an_array_share_the_files(parts, small_files):
     assert left == [[(0, 0), (0, 2), (1, 1)], []]
 
 
+def test_what_is_left_of_an_extraction_is_divided_among_the_ranks(parts, small_files, monkeypatch):
+    config, probe, data, _ = parts(LARGER)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    for number in (0, 2):  # both even
+        store.forget(0, number)
+    monkeypatch.setattr(extract, "get_rank", lambda: 1)
+    monkeypatch.setattr(extract, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="not all files are there"):  # the other rank is none
+        extract.ensure(config, probe, data, config.train_dataloader)
+    assert store.missing() == [(0, 0)]
+
+
+def test_two_runs_that_start_together_share_the_work(parts, small_files, monkeypatch):
+    extra = "train_dataloader['dataset']['length'] = 61"
+    config, probe, data, _ = parts(extra, features="other")
+    other = extract.ensure(config, probe, data, config.train_dataloader)
+    config, *_ = parts(extra)
+    write, written = Store.write, []
+
+    def overtaken(store, *content):
+        write(store, *content)
+        written.append(content[:2])
+        if len(written) == 1:
+            shutil.copytree(other.path, store.path, dirs_exist_ok=True)
+
+    monkeypatch.setattr(Store, "write", overtaken)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    assert len(written) < store.shards_per_view / 2 and store.missing() == []
+    orders = [encoding.own_order(list(range(20))) for _ in range(4)]
+    assert len(set(map(tuple, orders))) > 1 and all(sorted(order) == list(range(20)) for order in orders)
+
+
 def test_more_views_are_added_to_those_there(parts, small_files, monkeypatch):
     config, probe, data, _ = parts(LARGER)
     store = extract.ensure(config, probe, data, config.train_dataloader)
-    before = {path: path.stat().st_mtime_ns for path in store.path.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in store.path.glob("0-*")}
     config, *_ = parts(LARGER + "feature_store = dict(views=2)")
     assert extract.ensure(config, probe, data, config.train_dataloader) == store
     assert store.missing(2) == [] and all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -247,6 +359,46 @@ def test_what_would_change_the_features_is_another_store(parts, monkeypatch, tmp
     monkeypatch.setattr(type(data), "fingerprint", lambda data: "changed")
     key = extract.key_of(config, probe, data, config.train_dataloader, windows=False)
     assert find(tmp_path / "features", key) is None  # a file of the list was replaced
+
+
+def test_defaults_are_part_of_what_a_store_is_of(parts):
+    def settings(extra=""):
+        config, probe, data, _ = parts(extra)
+        return extract.key_of(config, probe, data, config.train_dataloader, windows=False)["data"]["settings"]
+
+    found = settings()
+    flip, crop = found["transforms"]
+    assert flip["p"] == 0.5 and crop["cat_max_ratio"] == 1.0 and found["size"] == [48, 64]
+    assert settings("train_dataloader['dataset']['transforms'][0]['p'] = 0.5") == found
+    part = settings(
+        "whole = train_dataloader['dataset']\ntransforms = whole.pop('transforms')\nwhole.pop('size')\n"
+        "train_dataloader['dataset'] = dict(\n"
+        "    type='Subset', part='kept', holdout=0.4, transforms=transforms, dataset=whole)\n"
+        "del whole, transforms"
+    )
+    assert part["dataset"]["size"] == [192, 256] and part["transforms"][0]["p"] == 0.5
+    assert "seed" not in part and "root" not in part["dataset"]
+
+
+def test_other_versions_of_what_makes_features_are_told(parts, small_files, monkeypatch, capsys):
+    config, probe, data, _ = parts(LARGER)
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    here = encoding.made_with()
+    assert set(here) >= {"torch", "timm", "pillow", "torchvision"} and store.versions(1) == {
+        n: {v} for n, v in here.items()
+    }
+    capsys.readouterr()
+    extract.ensure(config, probe, data, config.train_dataloader)
+    assert capsys.readouterr().out == ""
+    with monkeypatch.context() as patch:
+        for module in (encoding, extract):
+            patch.setattr(module, "made_with", lambda: here | {"timm": "99.0"})
+        store.forget(0, 1)
+        extract.ensure(config, probe, data, config.train_dataloader)
+    told = capsys.readouterr().out
+    assert f"{store.path} were made with timm {here['timm']}, here is 99.0; tools/features.py prune " in told
+    extract.ensure(config, probe, data, config.train_dataloader)
+    assert "were made with timm 99.0, here is" in capsys.readouterr().out  # one file of it
 
 
 def test_what_draws_nothing_serves_every_seed(parts):
@@ -296,12 +448,59 @@ def test_the_size_is_known_before_and_a_disk_that_is_too_small_refused(parts, mo
     config, probe, data, val = parts(NAFLEX + LARGER)
     store = extract.ensure(config, probe, data, config.train_dataloader)
     assert "features of 21 images of generated train: about " in capsys.readouterr().out
-    predicted = 21 * extract._expected_bytes(probe, data, windows=False)
+    predicted = 21 * expected_bytes(probe, data, windows=False)
     maps = sum(path.stat().st_size for path in store.path.glob("*.safetensors"))
     assert predicted == pytest.approx(maps, rel=0.25)  # what is known of each image comes on top: much, of tiny maps
-    monkeypatch.setattr(extract.shutil, "disk_usage", lambda path: Namespace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Namespace(free=10_000))
     with pytest.raises(UserError, match=r"need about .* kB in .*features, which has 10 kB free"):
         extract.ensure(config, probe, val, config.val_dataloader, windows=True)
+
+
+def test_a_refused_extraction_leaves_nothing_and_leftovers_do_not_count(parts, monkeypatch, tmp_path):
+    config, probe, data, val = parts()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: Namespace(free=10_000))
+        with pytest.raises(UserError, match="has 10 kB free"):
+            extract.ensure(config, probe, data, config.train_dataloader)
+    assert not (tmp_path / "features").exists()
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    leftover = store.path / ".0-00000.safetensors.killed.tmp"
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Namespace(free=0 if leftover.exists() else 10**12))
+    extract.ensure(config, probe, val, config.val_dataloader, windows=True)
+
+
+def test_why_something_is_extracted_again_is_said(parts, folder_set, small_files, tmp_path, capsys):
+    config, probe, _, val = parts(folder_set)
+
+    def told(extra="", **more):
+        config, probe, data, _ = parts(folder_set + extra, **more)
+        store = extract.ensure(config, probe, data, config.train_dataloader)
+        return store, capsys.readouterr().out.splitlines()
+
+    extract.ensure(config, probe, val, config.val_dataloader, windows=True)
+    first, lines = told()
+    assert len(lines) == 2 and all(line.startswith("features of ") for line in lines)  # nothing of these was there
+    for number in range(3):
+        first.file(0, number).write_bytes(first.file(0, number).read_bytes()[:-1])
+    lines = told()[1]
+    assert all(f"0-0000{number}.safetensors is extracted again: truncated: " in lines[number] for number in range(3))
+    assert told()[1] == []
+    serve = "no features that are stored already serve: in "
+    transforms = "\ntrain_dataloader['dataset']['transforms'] = "
+    changes = {
+        f"{transforms}[dict(type='RandomFlip', p=0.3)]": "data.settings.transforms was [] there and is [{",
+        "\nmodel['encoder']['weights'] = 'random:1'": "encoder.fingerprint was ",
+        "\nmodel['encoder']['name'] = 'test_vit2'": "encoder.name was 'test_vit' there and is 'test_vit2' now",
+        "\nmodel['canvas'] = (64, 64)": "canvas was None there and is [64, 64] now",
+    }
+    for change, sentence in changes.items():
+        lines = told(change)[1]
+        assert lines[0].startswith(serve) and f", {sentence}" in lines[0], lines
+    for kind in ("images", "labels"):
+        (tmp_path / "set" / kind / "train" / "20.png").unlink()
+    assert f"{first.path}, data.images was 21 there and is 20 now" in told()[1][0]
 
 
 def test_predicted_bytes_are_those_of_the_tensors(parts):
@@ -311,13 +510,14 @@ def test_predicted_bytes_are_those_of_the_tensors(parts):
         features = probe.features([image])
         tensors = [*features.maps.values(), *(features.prefix or {}).values(), features.pooled]
         size = tuple(image.shape[-2:])
-        assert extract.row_bytes(probe.facts, probe.taps, True, False, size) == sum(2 * t.numel() for t in tensors)
+        assert row_bytes(probe.facts, probe.taps, True, False, size) == sum(2 * t.numel() for t in tensors)
 
 
 def test_a_disk_that_fills_up(parts, small_files, monkeypatch):
     import safetensors.torch
 
     config, probe, data, _ = parts(LARGER)
+    monkeypatch.setattr(encoding, "own_order", list)
     save, saved = safetensors.torch.save_file, []
 
     def save_two(tensors, path):
@@ -338,12 +538,54 @@ def test_a_disk_that_fills_up(parts, small_files, monkeypatch):
     assert extract.ensure(config, probe, data, config.train_dataloader).missing() == []
 
 
+def test_no_file_is_written_with_what_belonged_into_one_that_failed(parts, small_files, monkeypatch):
+    """The last file is smaller, waits while the one before it fails, and would fit on the disk."""
+    import safetensors.torch
+
+    config, probe, data, _ = parts(LARGER + "train_dataloader['batch_size'] = 8")
+    monkeypatch.setattr(encoding, "own_order", list)
+    whole = extract.ensure(config, probe, data, config.train_dataloader)
+    config, *_ = parts(LARGER + "train_dataloader['batch_size'] = 8", features="full")
+    save, asked = safetensors.torch.save_file, []
+
+    def second_fails(tensors, path):
+        asked.append(path)
+        if len(asked) == 2:
+            time.sleep(0.3)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", second_fails)
+        with pytest.raises(UserError, match="the disk is full"):
+            extract.ensure(config, probe, data, config.train_dataloader)
+    store = find(extract.Path(config.feature_store.dir), whole.key)
+    assert store.missing()
+    extract.ensure(config, probe, data, config.train_dataloader)
+    for shard in whole.shards(1):
+        assert store.file(*shard).read_bytes() == whole.file(*shard).read_bytes()
+
+
+def test_a_broken_store_does_not_keep_others_from_serving(parts, tmp_path):
+    config, probe, data, _ = parts()
+    for name in ("another", "zebra"):
+        (tmp_path / "features" / name).mkdir(parents=True)
+        (tmp_path / "features" / name / "manifest.json").write_text("{")
+    store = extract.ensure(config, probe, data, config.train_dataloader)
+    config, probe, data, _ = parts("model['heads']['segmentation']['head']['layers'] = 'last'")
+    assert extract.ensure(config, probe, data, config.train_dataloader) == store
+
+
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
         ("model['encoder']['trainable'] = 1\nmodel['encoder_optim'] = dict(lr_mult=0.1)", "trainable=1: features"),
         ("feature_store = dict(views=0)", "feature_store.views=0"),
         ("feature_store = dict(dtype='fp32')", "feature_store.dtype='fp32': give 'fp16' or 'bf16'"),
+        (
+            "feature_store = dict(views=2)\ntrain_dataloader['dataset']['transforms'] = []",
+            "feature_store.views=2: the transforms of training draw nothing",
+        ),
         ("feature_store = dict(view=2)", "feature_store has no setting 'view': did you mean 'views'"),
         ("train_dataloader['dataset']['transforms'] = [dict(type='RandomResize', short=48)]", "sizes .*model.canvas"),
     ],
@@ -448,13 +690,14 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 from siglip2_dense.cli import train
-from siglip2_dense.engine import extract
-from siglip2_dense.store.folder import Store
+from siglip2_dense.engine import encoding, extract
+from siglip2_dense.engine.encoding import expected_bytes, row_bytes
+from siglip2_dense.store.store import Store
 
 extract.SHARD_BYTES = 1
 write = Store.write
-def remember(store, view, number, content):
-    write(store, view, number, content)
+def remember(store, view, number, *content):
+    write(store, view, number, *content)
     with open(Path(sys.argv[1], f"rank{dist.get_rank()}"), "a") as stream:
         stream.write(f"{store.path.name} {view} {number}\\n")
 Store.write = remember

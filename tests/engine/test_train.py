@@ -24,8 +24,9 @@ def train(config, work_dir, *options, **flags):
     return json.loads((work_dir / "results.json").read_text())
 
 
-def test_a_run_leaves_head_record_pictures_and_curves(tiny, tmp_path):
+def test_a_run_leaves_head_record_pictures_and_curves(tiny, tmp_path, capsys):
     record = train(tiny(), tmp_path / "run")
+    assert "evaluating val at step 12: 7 images in 00:0" in capsys.readouterr().err
     assert set(record) == {
         "metrics", "per_class", "intervals", "best", "encoder", "protocol", "data", "run", "history",
     }  # fmt: skip
@@ -178,6 +179,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_head(tiny, tmp_p
     [
         ("train_cfg.max_iter=3", "did you mean 'max_iters'"),
         ("model.heads.segmentation.head.layer=last", "did you mean 'layers'"),
+        ("model.heads.segmentation.sed=7", "did you mean 'seed'"),
         ("modle.encoder.name=x", "did you mean 'model'"),
         ("train_dataloader.dataset.transforms.5.p=1", "has 2 items"),
         ("seed.x=1", "has no settings of its own"),
@@ -231,6 +233,15 @@ def test_configs_that_are_wrong(tiny, tmp_path, extra, sentence):
 def test_options_not_written_in_the_config_can_be_set(tiny, tmp_path):
     record = train(tiny(), tmp_path, "model.encoder.precision=bf16", "train_cfg.max_iters=1")
     assert record["encoder"]["precision"] == "bf16"
+
+
+def test_a_head_can_be_given_a_seed_on_the_command_line(tiny, tmp_path):
+    heads = []
+    for name, options in (("first", ()), ("again", ()), ("other", ("model.heads.segmentation.seed=7",))):
+        train(tiny(), tmp_path / name, *options, "train_cfg.max_iters=1", "pictures=0")
+        heads.append(load_file(tmp_path / name / "head.safetensors"))
+    assert all(torch.equal(heads[1][name], value) for name, value in heads[0].items())
+    assert not all(torch.equal(heads[2][name], value) for name, value in heads[0].items())
 
 
 def test_config_by_name_or_nearest():

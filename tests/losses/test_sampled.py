@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from siglip2_dense.contracts import IGNORE
-from siglip2_dense.losses.sampled import draw_pixels, sampled_cross_entropy, scores_at
+from siglip2_dense.losses.sampled import Corners, DrawnPixels, draw_pixels, sampled_cross_entropy
 from siglip2_dense.losses.upsampled import upsampled_cross_entropy
 from siglip2_dense.resample import resize_logits
 
@@ -89,18 +89,40 @@ def test_quieter_than_pixels_drawn_anywhere():
 @pytest.mark.parametrize(
     ("cells", "size"), [((5, 7), (40, 60)), ((5, 7), (33, 9)), ((1, 1), (4, 5)), ((8, 8), (8, 8)), ((9, 9), (4, 30))]
 )
-def test_scores_at_pixels(cells, size):
-    scores = torch.randn(3, 4, *cells)
+def test_scores_at_pixels_and_their_gradient(cells, size):
+    scores = torch.randn(3, 4, *cells, requires_grad=True)
     pixels = torch.stack([torch.randperm(size[0] * size[1])[:10] for _ in range(3)])
     expected = resize_logits(scores, size).flatten(2).transpose(1, 2)
-    expected = expected.gather(1, pixels[..., None].expand(-1, -1, 4))
-    torch.testing.assert_close(scores_at(scores, pixels, size), expected, rtol=1e-5, atol=1e-6)
+    expected = expected.gather(1, pixels[..., None].expand(-1, -1, 4)).flatten(0, 1)
+    corners = Corners(pixels, size, cells)
+    found = corners.values(scores.detach().permute(0, 2, 3, 1).flatten(0, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradient = torch.randn_like(expected)
+    (wanted,) = torch.autograd.grad(expected, scores, gradient)
+    torch.testing.assert_close(corners.pull_back(gradient), wanted.permute(0, 2, 3, 1).flatten(0, 2))
+
+
+def test_heads_of_several_grids_look_at_the_same_pixels():
+    scores, labels = case()
+    drawn = DrawnPixels(labels, 50, [3, 4])
+    for own in (scores, scores[:, :, ::2], scores):
+        assert torch.equal(drawn.cross_entropy(own, 7), sampled_cross_entropy(own, labels, 50, [3, 4], 7))
+
+
+def test_scores_far_apart():
+    """Across a cell the best class falls by more than exponentials of float32 can tell."""
+    labels = torch.tensor([[[0, 0, 0, 1, 1, 1]]])
+    scores = torch.tensor([[300.0, -300], [-300, 300], [-300, -400]]).view(1, 3, 1, 2).requires_grad_()
+    expected = F.cross_entropy(resize_logits(scores, (1, 6)), labels)
+    torch.testing.assert_close(both(sampled_cross_entropy(scores, labels, 6, [0]), scores), both(expected, scores))
 
 
 def test_gradients_in_float64_and_half_precision():
     scores, labels = case(dtype=torch.float64)
     small = scores[:, :3, :2, :3].detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sampled_cross_entropy(x, labels.clamp(max=2), 20, [0, 1]), small)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(sampled_cross_entropy(small, labels.clamp(max=2), 20, [0, 1]), small, create_graph=True)
     half = scores.detach().bfloat16().requires_grad_()
     value = sampled_cross_entropy(half, labels, 20, [0, 1])
     assert value.dtype == torch.float32

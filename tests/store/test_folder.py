@@ -8,13 +8,27 @@ import time
 from dataclasses import replace
 
 import pytest
-from toys import FACTS, TAPS, fill, toy_key
+import torch
+from toys import FACTS, TAPS, fill, toy_features, toy_key, toy_sample
 
 from siglip2_dense.contracts import Alignment, Tap
 from siglip2_dense.errors import UserError
 from siglip2_dense.store import folder
-from siglip2_dense.store.folder import create, find, load, stores
+from siglip2_dense.store import store as store_module
+from siglip2_dense.store.folder import (
+    contents,
+    described,
+    find,
+    load,
+    nearest,
+    planned,
+    remove,
+    remove_leftovers,
+    stores,
+)
 from siglip2_dense.store.key import covers, digest
+from siglip2_dense.store.packing import pack_targets
+from siglip2_dense.store.shard import ShardWriter, narrowed
 
 
 def leaves(value, path=()):
@@ -66,6 +80,18 @@ def test_a_store_is_found_by_its_key_alone(toy_store):
     assert find(place, other) is None
 
 
+def test_the_store_that_nearly_serves_is_named(toy_store):
+    store = toy_store()
+    place = store.path.parent
+    toy_store(canvas=(16, 16), dtype="bf16")
+    assert nearest(place, toy_key(21, seed=1)) == f"in {store.path}, seed was 0 there and is 1 now"
+    other = replace(FACTS, fingerprint="0" * 64, name="another")
+    assert "encoder.name was 'toy' there and is 'another' now" in nearest(place, toy_key(21, facts=other))
+    assert "encoder.fingerprint was 'fff" in nearest(place, toy_key(21, facts=replace(FACTS, fingerprint="0" * 64)))
+    assert nearest(place, toy_key(21, windows=dict(mode="whole"))) == ""
+    assert "has more layers, but not extracted" in nearest(place, toy_key(21, taps=TAPS[1:]), views=2)
+
+
 def test_files_that_are_missing_cut_or_changed(toy_store):
     store = toy_store(views=2)
     assert store.missing(2) == [] and store.views() == 2 and store.shards_per_view == 2
@@ -99,8 +125,8 @@ def test_a_copy_without_its_times_is_read_once(toy_store, monkeypatch):
     store = toy_store()
     later = time.time_ns() + 10**9
     os.utime(store.file(0, 0), ns=(later, later))
-    read, checksum = [], folder.checksum
-    monkeypatch.setattr(folder, "checksum", lambda path: read.append(path) or checksum(path))
+    read, checksum = [], store_module.checksum
+    monkeypatch.setattr(store_module, "checksum", lambda path: read.append(path) or checksum(path))
     time.sleep(1.1)
     assert store.problem(0, 0) == store.problem(0, 0) == "" and len(read) == 1
 
@@ -113,7 +139,7 @@ def test_a_full_disk_leaves_what_was_there(toy_store, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "checksum", full)
+        patch.setattr(store_module, "checksum", full)
         with pytest.raises(UserError, match=r"the disk is full .* what was extracted before is kept"):
             fill(store, 1, 0)
     assert sorted(path.name for path in store.path.iterdir()) == before and store.missing() == []
@@ -130,6 +156,56 @@ def test_a_full_disk_leaves_what_was_there(toy_store, monkeypatch):
     assert sorted(path.name for path in store.path.iterdir()) == before
 
 
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO])
+def test_whatever_the_disk_refuses_is_a_sentence(toy_store, monkeypatch, number):
+    import safetensors.torch
+
+    store, error = toy_store(), OSError(number, os.strerror(number))
+
+    def refused(*arguments, **options):
+        raise error
+
+    reason = "the disk quota is used up" if number == errno.EDQUOT else f"no file can be written, {error.strerror}"
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", refused)
+        with pytest.raises(UserError, match=rf"{reason} \(.*\); what was extracted before is kept.*the same command"):
+            fill(store, 0, 0)
+    text = f"Error while serializing: I/O error: {error.strerror} (os error {number})"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            safetensors.torch, "save_file", lambda *_: (_ for _ in ()).throw(safetensors.SafetensorError(text))
+        )
+        with pytest.raises(UserError, match="quota is used up" if number == errno.EDQUOT else error.strerror):
+            fill(store, 0, 0)
+    fill(store, 0, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.path), "unlink", refused)
+        with pytest.raises(UserError, match=reason):
+            store.forget(0, 1)
+        remove_leftovers(store.path.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.shutil, "rmtree", refused)
+        with pytest.raises(UserError, match=rf"cannot be removed \({error.strerror}\)"):
+            list(remove(store.path.parent, [store.path.name]))
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "checksum", refused)
+        assert store.problem(0, 1, thorough=True) == f"cannot be read ({error.strerror})"
+    assert store.missing() == []
+
+
+def test_only_the_images_of_a_shard_go_into_it(toy_store):
+    store = toy_store()
+    content = store.file(0, 1).read_bytes()
+    for wrong in ([0, 1, 2, 3, 4], list(store.order()[16:20]), [*store.order()[16:], 3], list(store.order()[20:15:-1])):
+        writer = ShardWriter()
+        for index in wrong:
+            sample = toy_sample(int(index))
+            writer.add(narrowed(toy_features(int(index)), torch.float16, [sample]), sample, pack_targets(sample))
+        with pytest.raises(UserError, match=r"0-00001.safetensors was to hold the images .* and was given"):
+            store.write(0, 1, writer)
+    assert store.missing() == [] and store.file(0, 1).read_bytes() == content
+
+
 def test_others_may_read_what_one_has_extracted(toy_store):
     store = toy_store()
     modes = {path.stat().st_mode for path in store.path.iterdir()}
@@ -137,9 +213,9 @@ def test_others_may_read_what_one_has_extracted(toy_store):
 
 
 def test_images_of_training_lie_mixed_and_those_of_evaluation_in_order(tmp_path):
-    mixed = create(tmp_path, toy_key(50), FACTS, 16).order()
+    mixed = planned(tmp_path, toy_key(50), FACTS, 16).order()
     assert sorted(mixed) == list(range(50)) and list(mixed) != list(range(50))
-    straight = create(tmp_path, toy_key(50, windows=dict(mode="whole")), FACTS, 16)
+    straight = planned(tmp_path, toy_key(50, windows=dict(mode="whole")), FACTS, 16)
     assert list(straight.order()) == list(range(50))
     assert list(straight.positions(3)) == [48, 49] and straight.shards_per_view == 4
 
@@ -153,11 +229,50 @@ def test_a_folder_of_something_else(toy_store):
     with pytest.raises(UserError, match=r"changed by hand: seed was 3 in the store and is 0 now"):
         find(store.path.parent, toy_key(21))
     manifest.write_text(json.dumps({**values, "format": "siglip2_dense features, version 0"}))
-    with pytest.raises(UserError, match="another version"):
-        list(stores(store.path.parent))
+    with pytest.raises(UserError, match=r"another version .*prune .*features train-"):
+        load(store.path)
     manifest.write_text("{")
     with pytest.raises(UserError, match="cannot be read as a store's"):
         load(store.path)
+
+
+def test_what_cannot_be_read_is_passed_over_listed_and_removed(toy_store):
+    store, old = toy_store(), toy_store(seed=7)
+    place = store.path.parent
+    manifest = json.loads((old.path / "manifest.json").read_text())
+    (old.path / "manifest.json").write_text(json.dumps({**manifest, "format": "siglip2_dense features, version 0"}))
+    (place / "a").mkdir()
+    (place / "a" / "manifest.json").write_text("[]")
+    assert list(stores(place)) == [store] and find(place, toy_key(21, taps=TAPS[1:])) == store
+    assert nearest(place, toy_key(21, seed=1)) == f"in {store.path}, seed was 0 there and is 1 now"
+    found = {one.path: one for one in contents(place)}
+    assert set(found) == {store.path, old.path, place / "a"} and "version 0" in found[old.path].problem
+    rows = {row["store"]: row for row in described(list(found.values()))}
+    assert rows[old.path.name]["complete"] == rows["a"]["complete"] == "cannot be read"
+    with pytest.raises(UserError, match="has no store 'b'; it has a, train-"):
+        list(remove(place, ["a", "b"]))
+    assert len(list(remove(place, ["a", old.path.name]))) == 2 and list(place.iterdir()) == [store.path]
+
+
+def test_stores_that_look_alike_are_told_apart(toy_store):
+    found = [
+        toy_store(),
+        toy_store(seed=1, canvas=(32, 48)),
+        toy_store(encoder={"precision": "bf16"}),
+        toy_store(taps=TAPS[:1]),
+    ]
+    rows = [row.get("otherwise") for row in described(found)]
+    assert rows == [
+        "canvas=None encoder.precision=fp32 seed=0",
+        "canvas=[32, 48] encoder.precision=fp32 seed=1",
+        "canvas=None encoder.precision=bf16 seed=0",
+        None,
+    ]
+    rows = described([found[0], found[2]])
+    assert [row["otherwise"] for row in rows] == ["encoder.precision=fp32", "encoder.precision=bf16"]
+    many = dict(name="toys", split="train", images=21, fingerprint="e" * 64, settings=dict.fromkeys("abcd", 1))
+    words = described([toy_store(data=many), found[0]])[0]["otherwise"].split(" ")
+    assert words == [f"data.fingerprint={'e' * 23}…", "a=1", "b=1", "c=1", "…"]
 
 
 def test_half_written_files_of_killed_runs_are_swept_in_time(toy_store):
@@ -166,5 +281,5 @@ def test_half_written_files_of_killed_runs_are_swept_in_time(toy_store):
     for path in (fresh, stale):
         path.write_bytes(b"x")
     os.utime(stale, (0, 0))
-    folder.sweep(store.path.parent)
+    remove_leftovers(store.path.parent)
     assert fresh.exists() and not stale.exists()

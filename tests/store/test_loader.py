@@ -90,8 +90,11 @@ def test_memory_of_a_batch_is_used_again_and_not_too_soon(toy_store):
         time.sleep(0.01)  # the reader has all the time to overwrite what is in use
         maps = batch["inputs"].maps[TAPS[0]]
         assert torch.equal(maps, expected(store, items).maps[TAPS[0]].half())
-        places.append(maps.data_ptr())
-        kept.append(maps)
+        labels = [sample.labels for sample in batch["data_samples"]]
+        for (_, position), found in zip(items, labels, strict=True):
+            assert torch.equal(found, toy_sample(int(store.order()[position])).labels)
+        places.append((maps.data_ptr(), labels[0].data_ptr()))
+        kept.append((maps, labels))
     assert len(set(places)) == AHEAD + 2
 
 

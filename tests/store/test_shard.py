@@ -66,6 +66,19 @@ def test_a_writer_begins_anew_with_each_file(written, tmp_path):
     assert len(Shard(tmp_path / "one")) == len(Shard(tmp_path / "two")) == 1
 
 
+def test_a_writer_that_failed_holds_nothing_any_more(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    writer, sample = ShardWriter(), toy_sample(0)
+    writer.add(narrowed(toy_features(0), torch.float16, [sample]), sample, pack_targets(sample))
+    assert writer.indices == [0]
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", None)
+        with pytest.raises(TypeError):
+            writer.write(tmp_path / "none")
+    assert writer.indices == [] and not list(tmp_path.iterdir())
+
+
 def test_features_in_the_text_space_and_without_the_rest():
     bare = Features({}, toy_features(0).geometry, aligned=torch.randn(1, 5, 2, 3))
     again = features_of(tensors_of(bare), bare.geometry, None)

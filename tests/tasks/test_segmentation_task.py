@@ -84,3 +84,22 @@ def test_the_draw_is_a_function_of_the_step_and_of_the_image(scaled):
 def test_options(options, message):
     with pytest.raises(UserError, match=message):
         Segmentation(NAMES, **options)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(average="all"), dict(loss="sampled", samples=30)], ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_heads_together_have_the_losses_that_they_have_alone(scaled, options):
+    raw, geometry, samples = batch(scaled)
+    twice_as_fine = F.interpolate(raw.detach(), scale_factor=2)
+    raws = [raw, twice_as_fine, 3 * raw]
+    tasks = [Segmentation(NAMES, **options) for _ in raws]
+    assert len({task.kin for task in tasks}) == 1
+    found = tasks[0].together(raws, geometry, samples, 5)
+    for task, own, terms in zip(tasks, raws, found, strict=True):
+        assert terms == task.loss(own, geometry, samples, 5)
+
+
+def test_tasks_are_kin_when_they_count_the_same_pixels():
+    options = [dict(), dict(average="all"), dict(loss="sampled"), dict(loss="sampled", samples=9)]
+    assert len({Segmentation(NAMES, **each).kin for each in options}) == 4
+    assert Segmentation(NAMES, samples=9).kin == Segmentation(NAMES).kin  # which the exact loss does not read
