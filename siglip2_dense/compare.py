@@ -212,7 +212,8 @@ def _scored(heads: dict[str, list[rows.Rows]], names: Sequence[str]) -> dict:
 
 def _knobs(tested: Tested) -> dict:
     """Of a record all that may differ."""
-    return {key: tested.record[key] for key in ("encoder", "protocol")} | {"seed": tested.record["run"]["seed"]}
+    seeds = {key: tested.record["run"].get(key) for key in ("seed", "head_seeds")}
+    return {key: tested.record[key] for key in ("encoder", "protocol")} | seeds
 
 
 def _differ(before, now, where: str = "") -> dict[str, tuple]:

@@ -16,6 +16,8 @@ from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.registry import MODELS, check_arguments, known_arguments
 
 HOLDOUT = 0.1  # of the training images, where the config does not say
+VARIES = "first weights and dropout; the images, their order, crops and sampled pixels are the same for all seeds"
+"""What the spread over ``seeds`` is of. Runs of their own, each with another ``seed``, vary the rest too."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def members(config: Config) -> list[Member]:
     """Every head of the config with every combination of the sweep's values and every seed.
 
     Values of an optimizer's settings go to the heads' optimizers, those of a head's settings to the heads, and "head"
-    stands for the head itself. The first seed is the config's own.
+    stands for the head itself. The first seed is the config's own; what seeds vary, see ``VARIES``.
     Raises UserError for a setting that a head has not, a value that cannot be one, or the same value twice.
     """
     axes = _axes(config)

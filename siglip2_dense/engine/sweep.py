@@ -20,7 +20,7 @@ from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine import extract
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
-from siglip2_dense.engine.grid import Member, holdout, members
+from siglip2_dense.engine.grid import VARIES, Member, holdout, members
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.run import HEAD, RESULTS, Run, check_targets, loader_of
 from siglip2_dense.engine.train import KeepHeads, prepare, train
@@ -86,7 +86,8 @@ def sweep(config: Config, command: str = "", resume: bool = False) -> None:
     """Train, choose, evaluate and export what a config with ``sweep`` or ``seeds`` asks for.
 
     In the work dir: the chosen heads and their record as of any run, ``sweep.json``, ``sweep.png``, and the config of
-    the chosen heads alone. ``resume``: as in ``train``.
+    the chosen heads alone. The spread over seeds is that of what a head draws itself, ``VARIES``. ``resume``: as in
+    ``train``.
     """
     check_keys(config)
     check_trains(config)
@@ -172,7 +173,10 @@ def table(summary: dict) -> str:
         mark = "*" if selection and (one["head"], one["setting"]) in chosen else ""
         rows.append((mark, f"{one['head']}/{one['setting']}".rstrip("/"), metric, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(lines + ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows])
+    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if summary["seeds"]["count"] > 1:
+        lines.append(f"± over {summary['seeds']['count']} seeds of {VARIES}; runs of their own vary these too")
+    return "\n".join(lines)
 
 
 def _cell(scores: dict | None, metric: str) -> str:
@@ -271,6 +275,7 @@ def _summary(config: Config, run: Run, heads, notes: dict, chosen, metrics: dict
             **records.describe_data(validation),
             "note": "read after the choice: to choose a setting by these numbers is to choose it on this split",
         },
+        "seeds": {"count": config.get("seeds", 1), "vary": VARIES},
         "settings": found,
         "encoder": run.encoder,
         "run": {"seed": config.seed, "command": run.command, "seconds": round(notes["seconds"], 2)},

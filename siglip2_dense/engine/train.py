@@ -87,10 +87,12 @@ class KeepHeads(Hook):
         self.mark = time.time()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.run.probe.step = runner.iter
-        # whatever a head draws, dropout say, is a function of the step
-        self.run.probe.draws = hash((self.run.seed, runner.iter, get_rank())) % 2**63
-        torch.manual_seed(self.run.probe.draws)
+        def drawn(seed: int) -> int:  # what is drawn, in a head's dropout say, is a function of a seed and the step
+            return hash((seed, runner.iter, get_rank())) % 2**63
+
+        probe = self.run.probe
+        probe.step, probe.draws = runner.iter, {name: drawn(seed) for name, seed in probe.seeds.items()}
+        torch.manual_seed(drawn(self.run.seed))
         for name, groups in runner.optim_wrapper.param_groups.items():
             self.notes["rates"][name] = max(self.notes["rates"].get(name, 0.0), *(group["lr"] for group in groups))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from siglip2_dense import compare as comparing
+from siglip2_dense import head_file
 from siglip2_dense.cli import compare as verb
 from siglip2_dense.cli import test as test_verb
 from siglip2_dense.cli import train as train_verb
@@ -242,6 +243,24 @@ def test_a_record_without_its_own_rows_is_refused(pair, tmp_path):
 def test_an_unknown_metric_has_a_hint(pair):
     with pytest.raises(UserError, match=r"--metric miou: did you mean 'mIoU'"):
         compare(pair, ["miou"])
+
+
+def test_a_head_of_another_seed_is_told_in_files_records_and_comparisons(tiny, tmp_path, capsys):
+    parts = "model['heads']['segmentation'].update({})\ntrain_cfg['max_iters'] = 2\npictures = 0"
+    for name, seed in (("a", ""), ("b", "seed=7")):
+        train_verb.main([str(tiny(parts.format(seed), f"{name}.py")), "--work-dir", str(tmp_path / name)])
+    files = [head_file.read(tmp_path / name / "head.safetensors") for name in "ab"]
+    assert [content.heads["segmentation"]["seed"] for content in files] == [0, 7]
+    verb.main([str(tmp_path / "a"), str(tmp_path / "b")])  # two runs under one protocol
+    told = capsys.readouterr().out
+    assert "B differs from A in:\n    head_seeds.segmentation: 0 | 7\n" in told
+    # the head's, not the test's
+    again = tmp_path / "again.json"
+    head = str(tmp_path / "b" / "head.safetensors")
+    test_verb.main([str(tiny()), head, "--out", str(again), "--work-dir", str(tmp_path / "t")])
+    assert json.loads(again.read_text())["run"]["head_seeds"] == {"segmentation": 7}
+    with pytest.raises(UserError, match=r"head_seeds.segmentation was 7 in the saved run and is 0 now"):
+        train_verb.main([str(tmp_path / "a.py"), "--work-dir", str(tmp_path / "b"), "--resume"])
 
 
 def test_runs_and_tests_leave_the_rows_that_they_are_compared_by(tiny, tmp_path, capsys):

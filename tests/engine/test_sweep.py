@@ -184,10 +184,27 @@ def test_seeds_alone_train_on_everything_and_choose_nothing(tiny, tmp_path, caps
     assert summary["selection"] is None and record["protocol"]["selection"] is None
     assert record["protocol"]["train_data"]["images"] == 5
     assert record["metrics"]["mIoU"] == one["validation"]["mIoU"]["values"][0]  # of the config's own seed
-    assert "one setting, all seeds" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "one setting, all seeds" in told and "± over 3 seeds of first weights and dropout; the images" in told
+    assert summary["seeds"]["count"] == 3 and "order" in summary["seeds"]["vary"]
     train(tiny(FAST + "seed = 5", "alone.py"), tmp_path / "alone")
     swept = load_file(tmp_path / "run" / "head.safetensors")
     assert same(swept, "segmentation", load_file(tmp_path / "alone" / "head.safetensors")) <= 1e-5
+
+
+def test_a_seed_decides_what_its_head_drops_too_and_as_alone(tiny, tmp_path, monkeypatch):
+    drawn, dropout = [], torch.nn.functional.dropout2d
+    monkeypatch.setattr(
+        torch.nn.functional, "dropout2d", lambda *given: drawn.append(torch.initial_seed()) or dropout(*given)
+    )
+    dropping = "dict(type='mmseg.FCNHead', _scope_='mmseg', channels=8, num_convs=1, dropout_ratio=0.5)"
+    lines = f"{FAST}\nmodel['heads']['segmentation']['head'] = {dropping}\ntrain_cfg['max_iters'] = 2\n"
+    train(tiny(lines + "seeds = 2"), tmp_path / "swept")
+    steps = drawn[:4]
+    assert len(set(steps)) == 4  # by step and seed
+    drawn.clear()
+    train(tiny(lines + "seed = 1", "alone.py"), tmp_path / "alone")
+    assert drawn[:2] == steps[1::2]
 
 
 def test_a_setting_that_diverges_is_left_out_and_harms_no_other(tiny, tmp_path):
