@@ -60,8 +60,19 @@ def members(config: Config) -> list[Member]:
 
 
 def holdout(config: Config) -> float | None:
-    """The fraction of the training images to choose by; none where there is nothing to choose."""
-    return None if config.get("sweep") is None else config.sweep.get("holdout", HOLDOUT)
+    """The fraction of the training images to choose by; none where there is nothing to choose.
+
+    Raises UserError for a sweep that would choose by nothing.
+    """
+    if config.get("sweep") is None:
+        return None
+    fraction = config.sweep.get("holdout", HOLDOUT)
+    if fraction is None:
+        raise UserError(
+            "sweep.holdout=None: settings are chosen among by images that they were not trained on; give the fraction "
+            f"of the training images to hold out, or leave it out for {HOLDOUT}."
+        )
+    return fraction
 
 
 def _axes(config: Config) -> dict[str, list[tuple[str, object]]]:

@@ -285,6 +285,7 @@ def test_a_value_that_cannot_be_one_is_named(sweep, sentence):
         ("seeds = 0", "seeds=0"),
         ("seeds = 2.5", "seeds=2.5"),
         ("sweep = dict(lr=[1e-3], holdout=2)", "holdout=2: give the fraction"),
+        ("sweep = dict(lr=[1e-3], holdout=None)", r"sweep.holdout=None: .*leave it out for 0.1"),
         ("sweep = dict(pooled=['readout'])", "pooled='readout'; give 'none' or 'concat'"),
         ("sweep = dict(layers=[[9]])", "has blocks 0 to 5"),
         (
