@@ -72,7 +72,8 @@ def compare(paths: Sequence[str | Path], wanted: Sequence[str] = (), settings: b
     """Every record against the first, as plain data; ``table`` says it to people.
 
     wanted: names of scores; by default all that the records share. settings: they are of one encoder under several
-    settings, instead of several encoders under one protocol.
+    settings, instead of several encoders under one protocol. Of encoders whose settings a sweep has chosen in one grid,
+    by the same images, the chosen settings may differ.
     Raises UserError for records that differ in more than that, naming the first difference.
     """
     if not 2 <= len(paths) <= len(ascii_uppercase):
@@ -123,7 +124,9 @@ def _check_records(first: Tested, other: Tested, settings: bool) -> None:
     a, b = first.record, other.record
     if difference := first_difference(a["data"], b["data"], "data", origin):
         raise UserError(f"{cannot}: {difference}; test both on the same images.")
-    if not settings and (difference := first_difference(a["protocol"], b["protocol"], "protocol", origin)):
+    selections, rest = zip(*(_apart(one["protocol"]) for one in (a, b)), strict=True)
+    difference = first_difference(*selections, "protocol", origin) or first_difference(*rest, "protocol", origin)
+    if difference and not settings:
         raise UserError(
             f"{cannot}: {difference}; bring both under one protocol, or give --settings if it is settings on one "
             "encoder that you compare."
@@ -131,6 +134,26 @@ def _check_records(first: Tested, other: Tested, settings: bool) -> None:
     encoders = [{key: value for key, value in one["encoder"].items() if key not in ASKED} for one in (a, b)]
     if settings and (difference := first_difference(*encoders, "encoder", origin)):
         raise UserError(f"{cannot}: {difference}; settings (--settings) are compared on one encoder.")
+
+
+def _apart(protocol: dict) -> tuple[dict, dict]:
+    """How settings were selected, and the protocol without what was."""
+    selection = protocol.get("selection")
+    grid = selection.get("grid", {}) if selection else {}
+    rest = {key: value for key, value in protocol.items() if key != "selection"}
+    heads, rates = rest["heads"], rest.get("peak_learning_rate", {})
+    rest["heads"] = {name: _without(parts, grid.get(name, ())) for name, parts in heads.items()}
+    rest["peak_learning_rate"] = {name: rate for name, rate in rates.items() if "lr" not in grid.get(name, ())}
+    return {"selection": selection} if selection else {}, rest
+
+
+def _without(parts: dict, swept: Sequence[str]) -> dict:
+    """A described head without these settings of its own and its optimizer's; "head" is all of its own."""
+    inner = {
+        part: {key: value for key, value in parts.get(part, {}).items() if key not in swept}
+        for part in ("head", "optim")
+    }
+    return {part: value for part, value in {**parts, **inner}.items() if part not in swept}
 
 
 def _check_rows(cannot: str, name: str, own: rows.Rows, its: rows.Rows) -> None:

@@ -20,7 +20,7 @@ from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine import extract
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
-from siglip2_dense.engine.grid import VARIES, Member, holdout, members, seeds_of
+from siglip2_dense.engine.grid import VARIES, Member, axes_of, holdout, members, seeds_of
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.run import HEAD, RESULTS, Run, check_targets, loader_of
 from siglip2_dense.engine.train import KeepHeads, prepare, train
@@ -255,6 +255,7 @@ def _summary(config: Config, run: Run, heads, notes: dict, chosen, metrics: dict
     selection = {
         **records.describe_data(run.val_data),
         "holdout": holdout(config),
+        "grid": axes_of(config),
         "settings": len({member.setting for member in heads}),
         "seeds": len(seeds_of(config)),
         "rule": "the best mean of the metric over seeds, and of that setting the best seed",

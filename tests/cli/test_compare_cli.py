@@ -197,6 +197,47 @@ def test_records_of_other_tests_are_refused(pair, tmp_path, change, sentence):
         compare([pair[0], other])
 
 
+def chosen(grid, lr, images=37, **head):
+    """Changes of a record: a sweep chose these settings."""
+    return {
+        "protocol__selection": {"split": "train, held out", "images": images, "holdout": 0.1, "grid": {"a": grid}},
+        "protocol__heads": {"a": {"head": {"type": "LinearHead", **head}, "optim": {"type": "AdamW", "lr": lr}}},
+        "protocol__peak_learning_rate": {"a": lr},
+    }
+
+
+def test_encoders_each_at_their_own_best_of_one_grid(tmp_path):
+    grid = {"lr": [1e-3, 1e-2], "layers": ["last", "last4"]}
+    first = write(tmp_path / "a.json", segmented(0.4, 1), **chosen(grid, 1e-3, layers="last"))
+
+    def against(changes):
+        return compare([first, write(tmp_path / "b.json", segmented(0.7, 2), "dinov2-base-14", **changes)])
+
+    (differ,) = against(chosen(grid, 1e-2, layers="last4"))["differ"]
+    assert {key: differ[key] for key in differ if key.startswith("protocol")} == {
+        "protocol.heads.a.head.layers": ("last", "last4"),
+        "protocol.heads.a.optim.lr": (1e-3, 1e-2),
+        "protocol.peak_learning_rate.a": (1e-3, 1e-2),
+    }
+    for changes, sentence in {
+        "another grid": (
+            chosen({**grid, "lr": [1e-2]}, 1e-2, layers="last4"),
+            r"selection.grid.a.lr was \[0.001, 0.01",
+        ),
+        "other images": (chosen(grid, 1e-2, 36, layers="last4"), r"selection.images was 37 in the first and is 36"),
+        "not swept": (chosen(grid, 1e-2, layers="last4", norm=False), r"heads.a.head.norm is set only now"),
+        "no sweep": ({}, r"protocol.selection is set only in the first; bring both"),
+    }.values():
+        with pytest.raises(UserError, match=sentence):
+            against(changes)
+    heads = {"head": [{"type": "LinearHead"}, {"type": "DPTHead"}]}
+    first = write(tmp_path / "a.json", segmented(0.4, 1), **chosen(heads, 1e-3))
+    (differ,) = against(chosen(heads, 1e-3, channels=64))["differ"]
+    assert differ["protocol.heads.a.head.channels"] == (None, 64)
+    with pytest.raises(UserError, match=r"heads.a.optim.lr was 0.001"):
+        against(chosen(heads, 1e-2))
+
+
 def test_settings_are_compared_on_one_encoder_and_named(pair, tmp_path):
     setting = {"protocol__heads": {"a": {"optim": {"lr": 1e-2}}}, "encoder__taps": [2, 11], "run__seed": 1}
     other = write(tmp_path / "c.json", segmented(0.6, 2), **setting)

@@ -63,6 +63,7 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
     # the record and the file are those of the chosen head, under its plain name
     assert record["metrics"] == chosen["validation"] and record["data"]["split"] == "val"
     assert record["protocol"]["selection"]["split"] == "train, held out"
+    assert record["protocol"]["selection"]["grid"] == {"segmentation": {"lr": [1e-3, 1e-2], "weight_decay": [0, 1e-2]}}
     assert record["protocol"]["train_data"]["images"] == 3 and record["best"] is None
     assert record["protocol"]["train_transforms"][0]["type"] == "RandomFlip"
     assert record["protocol"]["heads"]["segmentation"]["optim"]["lr"] == best["values"]["lr"]
