@@ -191,10 +191,10 @@ def _check_sweep(config: Config) -> None:
     if trainable != "none":
         raise UserError(f"sweep: heads share an encoder that stays as it is; trainable={trainable!r} would change it.")
     for schedule in config.get("param_scheduler") or ():
-        if "eta_max" in schedule and "lr" in (config.get("sweep") or ()):
+        if "eta_max" in schedule and any("lr" in axes for axes in axes_of(config).values()):
             raise UserError(
-                f"sweep.lr: {schedule['type']} in param_scheduler takes every learning rate to eta_max; give a "
-                "schedule that scales the rates, such as LinearLR and PolyLR."
+                f"sweep.lr: {schedule['type']} in param_scheduler takes every learning rate to eta_max; leave eta_max "
+                "out, and each rises to its own."
             )
 
 

@@ -24,7 +24,7 @@ from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import ENCODER
-from siglip2_dense.registry import build, check_arguments
+from siglip2_dense.registry import build, check_arguments, known_arguments
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
 
@@ -190,8 +190,8 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         check_arguments(PARAM_SCHEDULERS, schedule)
         if "eta_max" in schedule and run.probe.trains_encoder:
             raise UserError(
-                f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; give a "
-                "schedule that scales the rates, such as LinearLR and PolyLR."
+                f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; leave "
+                "eta_max out, and each rises to its own."
             )
         if schedule.get("eta_min") and run.probe.trains_encoder:
             raise UserError(
@@ -206,7 +206,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=config.train_cfg.max_iters, val_interval=2**62),
         optim_wrapper=JointOptimWrapper(**optimizers),
-        param_scheduler=schedules,
+        param_scheduler={name: [_to_its_own(s, wrapper) for s in schedules] for name, wrapper in optimizers.items()},
         default_hooks=dict(
             runtime_info=keep.says,
             checkpoint=None,
@@ -253,6 +253,13 @@ def _optimizer(settings: dict, parameters, wrapper: type[OptimWrapper] = OptimWr
     fused = dict(fused=True) if check_arguments(OPTIMIZERS, settings) in FUSED and "foreach" not in settings else {}
     optimizer = build(OPTIMIZERS, settings, params=parameters, **fused)
     return wrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
+
+
+def _to_its_own(schedule: dict, wrapper: OptimWrapper) -> dict:
+    """A schedule for one optimizer. One that rises to eta_max, and does not say to what, rises to the rates there."""
+    if "eta_max" in schedule or "eta_max" not in (known_arguments(check_arguments(PARAM_SCHEDULERS, schedule)) or ()):
+        return schedule
+    return {**schedule, "eta_max": [group["lr"] for group in wrapper.param_groups]}
 
 
 def prepare(work_dir: Path, resume: bool) -> None:

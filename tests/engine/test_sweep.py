@@ -193,6 +193,22 @@ def test_seeds_alone_train_on_everything_and_choose_nothing(tiny, tmp_path, caps
     assert same(swept, "segmentation", load_file(tmp_path / "alone" / "head.safetensors")) <= 1e-5
 
 
+def test_a_schedule_that_rises_takes_every_head_to_its_own_learning_rate(tiny, tmp_path):
+    schedule = "param_scheduler = [dict(type='OneCycleLR', total_steps=6, by_epoch=False{})]\n"
+    train(tiny(FAST + schedule.format("") + "sweep = dict(lr=[1e-3, 1e-2], holdout=0.4)"), tmp_path / "swept")
+    settings = json.loads((tmp_path / "swept" / "sweep.json").read_text())["settings"]
+    assert [one["lr"] for one in settings] == [1e-3, 1e-2]
+    swept = load_file(tmp_path / "swept" / "all_heads" / "head.safetensors")
+    alone = {}
+    for rate in ("1e-3", "1e-2"):  # as mmengine does it where the rate is given
+        lines = [FAST, schedule.format(f", eta_max={rate}"), PART]
+        record = train(tiny("\n".join(lines), "alone.py"), tmp_path / rate)
+        assert record["protocol"]["peak_learning_rate"]["segmentation"] <= float(rate)
+        alone[rate] = load_file(tmp_path / rate / "head.safetensors")
+        assert same(swept, f"segmentation/lr={rate},seed=0", alone[rate]) <= 1e-5
+    assert not torch.equal(*(tensors["segmentation.conv.weight"] for tensors in alone.values()))
+
+
 def test_a_seed_decides_what_its_head_drops_too_and_as_alone(tiny, tmp_path, monkeypatch):
     drawn, dropout = [], torch.nn.functional.dropout2d
     monkeypatch.setattr(
