@@ -258,6 +258,7 @@ def _summary(config: Config, run: Run, heads, notes: dict, chosen, metrics: dict
         "grid": axes_of(config),
         "settings": len({member.setting for member in heads}),
         "seeds": len(seeds_of(config)),
+        "held_out": "runs of neighbours in the order of the set",
         "rule": "the best mean of the metric over seeds, and of that setting the best seed",
     }
     return {
