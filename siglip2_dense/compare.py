@@ -1,16 +1,10 @@
-"""Records side by side: each difference of scores with its interval, over drawings of the images that all share.
-
-Both sides of a difference are scored on the same drawn images, so what makes an image hard for all of them cancels: the
-interval is far narrower than those of the scores. It says how the difference would vary with other images, and nothing
-of how it would with another seed of training.
-"""
+"""Records side by side: each difference of scores with its interval, over drawings of the images that all share."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -19,12 +13,11 @@ import numpy as np
 
 from siglip2_dense.errors import UserError, first_difference, first_line, nearest
 from siglip2_dense.metrics import rows
-from siglip2_dense.metrics.per_image import drawn_counts, drawn_sums, interval
+from siglip2_dense.metrics.paired import BLOCK, paired
 
 RECORD = "results.json"  # of a work dir
-BLOCKS, BLOCK = 10, 1000  # drawings, and those made at a time
+BLOCKS = 10  # of drawings
 ASKED = ("taps", "pooled", "features")  # of a described encoder: what is asked of it and how it comes, and so settings
-SEED = 0
 SHOWN = 40  # characters of a setting
 
 
@@ -59,7 +52,7 @@ def read(path: str | Path) -> Tested:
         raise UserError(f"{path} has no rows of its images, looked for {where}; {again}")
     tested = Tested(path, record, rows.read(where))
     for name, head in tested.heads.items():
-        for score, value in head.metric.scores(head.values.sum(0)).items():
+        for score, value in head.metric.of_rows().items():
             said = record["metrics"].get(_flat(name, score, tested.heads), math.inf)
             if not np.isclose(value, math.nan if said is None else said, rtol=1e-6, equal_nan=True):
                 raise UserError(
@@ -161,8 +154,9 @@ def _check_rows(cannot: str, name: str, own: rows.Rows, its: rows.Rows) -> None:
     ways = [{"metric": type(s.metric).__name__, **s.metric.arguments, "classes": s.classes} for s in (own, its)]
     if difference := first_difference(*ways, f"heads.{name}", "in the first"):
         raise UserError(f"{cannot}: {difference}; score both in one way.")
-    if not np.array_equal(own.positions, its.positions):
-        lone = np.setxor1d(own.positions, its.positions)[0]
+    positions = [side.metric.rows()[0] for side in (own, its)]
+    if not np.array_equal(*positions):
+        lone = np.setxor1d(*positions)[0]
         raise UserError(f"{cannot}: only one of them has rows of image {lone}; test both on the same images.")
 
 
@@ -185,11 +179,7 @@ def _flat(head: str, score: str, heads: Mapping) -> str:
 
 def _chosen(heads: dict[str, list[rows.Rows]], wanted: Sequence[str]) -> list[str]:
     """Of the names of all scores the wanted ones; a name without a head's is that of every head."""
-    known = {
-        _flat(name, score, heads): score
-        for name, (own, *_) in heads.items()
-        for score in own.metric.scores(own.values.sum(0))
-    }
+    known = {_flat(name, score, heads): score for name, (own, *_) in heads.items() for score in own.metric.of_rows()}
     for name in wanted:
         if name not in {*known, *known.values()}:
             raise UserError(f"--metric {name}: {nearest(name, known, 'the records share ' + ', '.join(known) + '.')}")
@@ -197,40 +187,13 @@ def _chosen(heads: dict[str, list[rows.Rows]], wanted: Sequence[str]) -> list[st
 
 
 def _scored(heads: dict[str, list[rows.Rows]], names: Sequence[str]) -> dict:
-    """Per score that of the first record, and of every other its own, the difference and the interval of that."""
-
-    def scores(weigh) -> dict[str, list[np.ndarray]]:
-        """The named scores of each record, of the sums that ``weigh`` makes of rows."""
-        found: dict[str, list[np.ndarray]] = {}
-        for name, sides in heads.items():
-            for side in sides:
-                for score, values in side.metric.scores(weigh(side.values)).items():
-                    found.setdefault(_flat(name, score, heads), []).append(values)
-        return {name: found[name] for name in names}
-
-    images = len(next(iter(heads.values()))[0].values)
-    drawn: dict[str, list] = {name: [] for name in names}
-    for block in range(BLOCKS):
-        counts = drawn_counts(images, BLOCK, [SEED, block])  # the same for all: that is what pairs them
-        for name, values in scores(partial(drawn_sums, counts=counts)).items():
-            drawn[name].append(values)
-    result = {}
-    for name, (first, *others) in scores(partial(np.sum, axis=0)).items():
-        a, *b = (np.concatenate(parts) for parts in zip(*drawn[name], strict=True))
-        intervals = [interval(values - a) for values in b]
-        result[name] = {
-            "first": float(first),
-            "others": [
-                {
-                    "value": float(value),
-                    "difference": float(value - first),
-                    "interval": [low, high],
-                    "excludes_0": low > 0 or high < 0,
-                }
-                for value, (low, high) in zip(others, intervals, strict=True)
-            ],
-        }
-    return result
+    """Per named score that of the first record, and of every other its own, the difference and the interval of that."""
+    found = {
+        _flat(name, score, heads): values
+        for name, sides in heads.items()
+        for score, values in paired([[side.metric] for side in sides], BLOCKS).items()
+    }
+    return {name: found[name] for name in names}
 
 
 def _knobs(tested: Tested) -> dict:

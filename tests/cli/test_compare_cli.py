@@ -13,7 +13,7 @@ from siglip2_dense.cli import test as test_verb
 from siglip2_dense.cli import train as train_verb
 from siglip2_dense.compare import compare
 from siglip2_dense.errors import UserError
-from siglip2_dense.metrics import rows
+from siglip2_dense.metrics import paired, rows
 from siglip2_dense.metrics.depth import DepthMetric
 from siglip2_dense.metrics.normals import NormalsMetric
 from siglip2_dense.metrics.per_image import drawn_counts
@@ -24,7 +24,7 @@ CLASSES = ("wall", "floor", "lamp")
 
 @pytest.fixture(autouse=True)
 def few_drawings(monkeypatch):
-    monkeypatch.setattr(comparing, "BLOCK", 200)
+    monkeypatch.setattr(paired, "BLOCK", 200)
 
 
 def images(count=12, seed=0):
@@ -104,7 +104,7 @@ def test_a_paired_interval_is_that_of_brute_force(pair, monkeypatch):
         return 100 * float(torch.stack(ious).double().mean())
 
     differences = []
-    for count in drawn_counts(12, 200, [comparing.SEED, 0]).astype(int):
+    for count in drawn_counts(12, 200, [paired.SEED, 0]).astype(int):
         picked = [image for image, times in enumerate(count) for _ in range(times)]
         a, b = (miou(side[picked], labels[picked]) for side in sides)
         differences.append(b - a)
