@@ -115,6 +115,16 @@ def describe_encoder(probe, stored: str | None = None) -> dict:
     }
 
 
+def read_by(heads: dict, facts: EncoderFacts) -> dict:
+    """Of a described encoder what only some of a probe's heads, as ``head_file.describe`` gives them, read of it."""
+    reads = [one["reads"] for one in heads.values()]
+    taps = sorted({tuple(tap) for one in reads for tap in one["taps"]})
+    return {
+        "taps": [{"block": block, "norm": norm} for block, norm in taps],
+        "pooled": facts.pooled if any(one["pooled"] != "none" for one in reads) else "none",
+    }
+
+
 def describe_run(probe, command: str, seed: int, seconds: float, images_per_second: float) -> dict:
     """images_per_second: of training steps, or of a test; seconds: of everything."""
     return {

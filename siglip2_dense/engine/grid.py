@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -62,6 +63,14 @@ def seeds_of(config: Config) -> range:
     """Those that every setting is trained with, the config's own first."""
     count = config.get("seeds")
     return range(config.seed, config.seed + (1 if count is None else count))
+
+
+def by_setting(heads: Sequence[Member]) -> dict[tuple[str, str], list[Member]]:
+    """{(head, setting): its seeds}."""
+    found: dict[tuple[str, str], list[Member]] = {}
+    for member in heads:
+        found.setdefault((member.head, member.setting), []).append(member)
+    return found
 
 
 def axes_of(config: Config) -> dict[str, dict[str, list]]:

@@ -133,8 +133,7 @@ class KeepHeads(Hook):
 
     def _evaluate(self, runner, step: int) -> None:
         run = self.run
-        for buffer in run.probe.heads.buffers():
-            broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
+        share_buffers(run.probe)
         pictures = None
         if step == runner.max_iters:
             count = run.config.get("pictures", 0)
@@ -150,13 +149,9 @@ class KeepHeads(Hook):
         measured = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
         self.notes["history"].append(measured)
         self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "images")}
-        runner.logger.info(self._told(found))
+        runner.logger.info(found["table"])
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
         self._keep_best(measured)
-
-    def _told(self, found: dict) -> str:
-        """What the log says of an evaluation."""
-        return found["table"]
 
     def _keep_best(self, measured: dict) -> None:
         run, best = self.run, self.notes["best"]
@@ -227,6 +222,12 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         stop_workers(loader)
         stop_workers(run.val_loader)
     return keeper.notes
+
+
+def share_buffers(probe) -> None:
+    """Batch norm's statistics are each rank's own: bring them to those of the first, which the saved heads have."""
+    for buffer in probe.heads.buffers():
+        broadcast(buffer)
 
 
 def optimizers_of(probe) -> dict[str, OptimWrapper]:

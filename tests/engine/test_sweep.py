@@ -1,6 +1,7 @@
 """Sweeps: every head as if trained alone, chosen on images held out from training, exported as any head."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
     chosen = summary["chosen"]["segmentation"]
     assert chosen["setting"] == best["setting"] and chosen["seed"] == int(np.argmax(best["holdout"]["mIoU"]["values"]))
     assert next(line for line in told.splitlines() if line.startswith("*")).split()[1].endswith(best["setting"])
+    # each setting against the chosen one, on the validation images
+    for one in summary["settings"]:
+        against = one["against_chosen"]
+        if one is best:
+            assert against is None
+            continue
+        assert set(against) == set(one["validation"])
+        for metric, found in against.items():
+            low, high = found["interval"]
+            difference = one["validation"][metric]["mean"] - best["validation"][metric]["mean"]
+            assert found["difference"] == pytest.approx(difference) and low <= high
+            assert found["excludes_0"] == (low > 0 or high < 0)
+        line = next(line for line in told.splitlines() if f"segmentation/{one['setting']} " in line)
+        assert re.search(r"[+-]\d+\.\d+ \[[+-]\d+\.\d+, [+-]\d+\.\d+\]$", line)
     # the record and the file are those of the chosen head, under its plain name
     assert record["metrics"] == chosen["validation"] and record["data"]["split"] == "val"
     assert record["protocol"]["selection"]["split"] == "train, held out"
@@ -73,6 +88,7 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
         assert (tmp_path / "run" / name).is_file()
     assert len(list((tmp_path / "run" / "pictures").iterdir())) == 1
     assert not list((tmp_path / "run").rglob("best_head*"))
+    assert not list((tmp_path / "run" / "all_heads").glob("*.json"))
     assert Image.open(tmp_path / "run" / "sweep.png").size[0] > 400
     # any config with such a head tests it, with the same numbers: that without the sweep, and the one that it left
     plain = tiny("", "plain.py")
@@ -81,7 +97,10 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
         head = str(tmp_path / "run" / "head.safetensors")
         test_verb.main([str(config), head, "--out", str(out), "--work-dir", str(tmp_path / "t")])
         again = json.loads(out.read_text())
-        assert again["metrics"] == record["metrics"] and again["protocol"] == record["protocol"]
+        for key in ("metrics", "per_class", "intervals", "encoder", "protocol"):
+            assert again[key] == record[key], key
+        for key in ("head_parameters", "head_seeds"):
+            assert again["run"][key] == record["run"][key]
     with pytest.raises(UserError, match=r"run holds a run already \(head.safetensors\)"):
         train(tmp_path / "run" / "chosen.py", tmp_path / "run")
 
@@ -142,7 +161,7 @@ def test_each_of_several_tasks_chooses_for_itself_and_resuming_changes_nothing(t
 
     config = tiny(FAST + THREE)
     with monkeypatch.context() as patch:  # stopped at the last step, between saving and measuring
-        patch.setattr("siglip2_dense.engine.train.evaluate", lambda *a: (_ for _ in ()).throw(UserError("stopped")))
+        patch.setattr(module.KeepMembers, "_evaluate", lambda *a: (_ for _ in ()).throw(UserError("stopped")))
         patch.setattr(module.KeepMembers, "_is_due", staticmethod(lambda runner, step, interval: step == 3))
         with pytest.raises(UserError, match="stopped"):
             train(config, tmp_path / "run")
@@ -175,6 +194,28 @@ def test_the_choice_never_reads_the_validation_set(tiny, tmp_path, monkeypatch):
     assert {entry for split, entry in seen if split == "val"} == set(range(FIRST_SCENE["val"], FIRST_SCENE["val"] + 7))
     held = {entry for _, entry in at_choice[-2:]}  # the last that were read were scored
     assert len(held) == 2 and not held & {entry for _, entry in at_choice[:-2]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "read"), [("sweep = dict(lr=[1e-3, 1e-2], holdout=0.4)", [2, 7]), ("seeds = 2", [7])]
+)
+def test_nothing_is_scored_twice_or_before_it_decides_and_no_second_encoder_is_built(
+    tiny, tmp_path, monkeypatch, lines, read
+):
+    from siglip2_dense.encoders import FrozenEncoder
+    from siglip2_dense.engine import evaluate as evaluating
+
+    scored, built, start = [], [], FrozenEncoder.__init__
+    monkeypatch.setattr(FrozenEncoder, "__init__", lambda self, *a, **k: built.append(1) or start(self, *a, **k))
+
+    def counted(probe, loader, *more):
+        scored.append(len(loader.dataset))
+        return evaluating.evaluate(probe, loader, *more)
+
+    for place in ("siglip2_dense.engine.train", "siglip2_dense.engine.sweep"):
+        monkeypatch.setattr(f"{place}.evaluate", counted)
+    train(tiny(FAST + "train_cfg['val_interval'] = 2\n" + lines), tmp_path / "run")
+    assert scored == read and len(built) == 1
 
 
 def test_seeds_alone_train_on_everything_and_choose_nothing(tiny, tmp_path, capsys):
@@ -354,17 +395,14 @@ def test_the_choice_by_hand():
 
     heads = [member(head, setting, seed) for head in ("a", "b") for setting in ("x", "y", "z") for seed in (0, 1)]
     values = {"x": (3, 4), "y": (1, 7), "z": (9, 9)}
-    notes = {
-        "scores": {m.name: {"score": values[m.setting][m.seed]} for m in heads},
-        "diverged": {"a/z,seed=1": 4, "b/z,seed=0": 4},
-    }
+    scores = {m.name: {"score": values[m.setting][m.seed]} for m in heads}
+    lost = {"a/z,seed=1": 4, "b/z,seed=0": 4}
     tasks = {name: SimpleNamespace(headline="score", higher_is_better=name == "a") for name in "ab"}
-    config = Config(dict(sweep=dict(lr=[1])))
-    assert [m.name for m in module.choose(config, heads, notes, tasks)] == ["a/y,seed=1", "b/x,seed=0"]
-    notes["diverged"] |= {"a/x,seed=0": 1, "a/y,seed=0": 1}
+    assert [m.name for m in module.choose(heads, tasks, scores, lost)] == ["a/y,seed=1", "b/x,seed=0"]
+    lost |= {"a/x,seed=0": 1, "a/y,seed=0": 1}
     with pytest.raises(UserError, match=r"heads.a: a seed of every setting has diverged"):
-        module.choose(config, heads, notes, tasks)
-    first = module.choose(Config(dict(seeds=2)), heads, notes, tasks)  # nothing to choose: the first that is whole
+        module.choose(heads, tasks, scores, lost)
+    first = module.choose(heads, tasks, {}, lost)  # nothing to choose: the first that is whole
     assert [m.name for m in first] == ["a/x,seed=1", "b/x,seed=0"]
 
 
