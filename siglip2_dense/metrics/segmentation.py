@@ -54,10 +54,6 @@ class SegmentationMetric(PerImage):
         scores = zip(("IoU", "Acc"), _by_class(self.stacked().sum(0)), strict=True)
         return {name: [None if np.isnan(value) else float(value) for value in values] for name, values in scores}
 
-    def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
-        """95 % of mIoU over data sets of the same number of images, drawn from these with replacement."""
-        return {"mIoU": super().intervals(samples, seed)["mIoU"]}
-
 
 def _by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """IoU and accuracy (..., K) in percent, NaN where there is none, of counts (..., 3, K)."""
