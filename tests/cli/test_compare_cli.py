@@ -304,6 +304,20 @@ def test_a_head_of_another_seed_is_told_in_files_records_and_comparisons(tiny, t
         train_verb.main([str(tmp_path / "a.py"), "--work-dir", str(tmp_path / "b"), "--resume"])
 
 
+def test_sweeps_of_two_encoders_are_compared_by_what_each_has_chosen(tiny, tmp_path, monkeypatch):
+    lines = "train_cfg['max_iters'] = 2\npictures = 0\nsweep = dict(lr=[1e-3, 1e-2], layers=['last', [1]], holdout=0.4)"
+    for number, name in enumerate(("test_vit", "test_vit3")):
+        monkeypatch.setattr("siglip2_dense.engine.sweep.choose", lambda heads, *_, number=number: [heads[-number]])
+        arguments = ["--encoder", name, "--weights", "random", "--work-dir", str(tmp_path / name)]
+        train_verb.main([str(tiny(lines)), *arguments])
+    (differ,) = compare([tmp_path / "test_vit", tmp_path / "test_vit3"])["differ"]
+    assert {key: value for key, value in differ.items() if key.startswith("protocol")} == {
+        "protocol.heads.segmentation.head.layers": ("last", [1]),
+        "protocol.heads.segmentation.optim.lr": (1e-3, 1e-2),
+        "protocol.peak_learning_rate.segmentation": (1e-3, 1e-2),
+    }
+
+
 def test_runs_and_tests_leave_the_rows_that_they_are_compared_by(tiny, tmp_path, capsys):
     config, runs = str(tiny()), [tmp_path / "a", tmp_path / "b"]
     for run, name in zip(runs, ("test_vit", "test_vit3"), strict=True):
