@@ -22,4 +22,4 @@ model = dict(
     ),
 )
 train_cfg = dict(max_iters=690, val_interval=690, save_interval=115)
-param_scheduler = [dict(type="OneCycleLR", eta_max=1e-3, total_steps=690, by_epoch=False)]
+param_scheduler = [dict(type="OneCycleLR", total_steps=690, by_epoch=False)]  # to each head's lr and back

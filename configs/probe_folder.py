@@ -49,4 +49,4 @@ val_dataloader = dict(
     ),
 )
 train_cfg = dict(max_iters=2_000, val_interval=500)
-param_scheduler = [dict(type="OneCycleLR", eta_max=1e-3, total_steps=2_000, by_epoch=False)]
+param_scheduler = [dict(type="OneCycleLR", total_steps=2_000, by_epoch=False)]  # to each head's lr and back

@@ -1,16 +1,10 @@
-"""Records side by side: each difference of scores with its interval, over drawings of the images that all share.
-
-Both sides of a difference are scored on the same drawn images, so what makes an image hard for all of them cancels: the
-interval is far narrower than those of the scores. It says how the difference would vary with other images, and nothing
-of how it would with another seed of training.
-"""
+"""Records side by side: each difference of scores with its interval, over drawings of the images that all share."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -19,12 +13,11 @@ import numpy as np
 
 from siglip2_dense.errors import UserError, first_difference, first_line, nearest
 from siglip2_dense.metrics import rows
-from siglip2_dense.metrics.per_image import drawn_counts, drawn_sums, interval
+from siglip2_dense.metrics.paired import BLOCK, paired
 
 RECORD = "results.json"  # of a work dir
-BLOCKS, BLOCK = 10, 1000  # drawings, and those made at a time
+BLOCKS = 10  # of drawings
 ASKED = ("taps", "pooled", "features")  # of a described encoder: what is asked of it and how it comes, and so settings
-SEED = 0
 SHOWN = 40  # characters of a setting
 
 
@@ -59,7 +52,7 @@ def read(path: str | Path) -> Tested:
         raise UserError(f"{path} has no rows of its images, looked for {where}; {again}")
     tested = Tested(path, record, rows.read(where))
     for name, head in tested.heads.items():
-        for score, value in head.metric.scores(head.values.sum(0)).items():
+        for score, value in head.metric.of_rows().items():
             said = record["metrics"].get(_flat(name, score, tested.heads), math.inf)
             if not np.isclose(value, math.nan if said is None else said, rtol=1e-6, equal_nan=True):
                 raise UserError(
@@ -72,7 +65,8 @@ def compare(paths: Sequence[str | Path], wanted: Sequence[str] = (), settings: b
     """Every record against the first, as plain data; ``table`` says it to people.
 
     wanted: names of scores; by default all that the records share. settings: they are of one encoder under several
-    settings, instead of several encoders under one protocol.
+    settings, instead of several encoders under one protocol. Of encoders whose settings a sweep has chosen in one grid,
+    by the same images, the chosen settings may differ.
     Raises UserError for records that differ in more than that, naming the first difference.
     """
     if not 2 <= len(paths) <= len(ascii_uppercase):
@@ -123,7 +117,9 @@ def _check_records(first: Tested, other: Tested, settings: bool) -> None:
     a, b = first.record, other.record
     if difference := first_difference(a["data"], b["data"], "data", origin):
         raise UserError(f"{cannot}: {difference}; test both on the same images.")
-    if not settings and (difference := first_difference(a["protocol"], b["protocol"], "protocol", origin)):
+    selections, rest = zip(*(_apart(one["protocol"]) for one in (a, b)), strict=True)
+    difference = first_difference(*selections, "protocol", origin) or first_difference(*rest, "protocol", origin)
+    if difference and not settings:
         raise UserError(
             f"{cannot}: {difference}; bring both under one protocol, or give --settings if it is settings on one "
             "encoder that you compare."
@@ -133,13 +129,34 @@ def _check_records(first: Tested, other: Tested, settings: bool) -> None:
         raise UserError(f"{cannot}: {difference}; settings (--settings) are compared on one encoder.")
 
 
+def _apart(protocol: dict) -> tuple[dict, dict]:
+    """How settings were selected, and the protocol without what was."""
+    selection = protocol.get("selection")
+    grid = selection.get("grid", {}) if selection else {}
+    rest = {key: value for key, value in protocol.items() if key != "selection"}
+    heads, rates = rest["heads"], rest.get("peak_learning_rate", {})
+    rest["heads"] = {name: _without(parts, grid.get(name, ())) for name, parts in heads.items()}
+    rest["peak_learning_rate"] = {name: rate for name, rate in rates.items() if "lr" not in grid.get(name, ())}
+    return {"selection": selection} if selection else {}, rest
+
+
+def _without(parts: dict, swept: Sequence[str]) -> dict:
+    """A described head without these settings of its own and its optimizer's; "head" is all of its own."""
+    inner = {
+        part: {key: value for key, value in parts.get(part, {}).items() if key not in swept}
+        for part in ("head", "optim")
+    }
+    return {part: value for part, value in {**parts, **inner}.items() if part not in swept}
+
+
 def _check_rows(cannot: str, name: str, own: rows.Rows, its: rows.Rows) -> None:
     """Raise UserError unless two heads were scored in one way, on the same images."""
     ways = [{"metric": type(s.metric).__name__, **s.metric.arguments, "classes": s.classes} for s in (own, its)]
     if difference := first_difference(*ways, f"heads.{name}", "in the first"):
         raise UserError(f"{cannot}: {difference}; score both in one way.")
-    if not np.array_equal(own.positions, its.positions):
-        lone = np.setxor1d(own.positions, its.positions)[0]
+    positions = [side.metric.rows()[0] for side in (own, its)]
+    if not np.array_equal(*positions):
+        lone = np.setxor1d(*positions)[0]
         raise UserError(f"{cannot}: only one of them has rows of image {lone}; test both on the same images.")
 
 
@@ -162,11 +179,7 @@ def _flat(head: str, score: str, heads: Mapping) -> str:
 
 def _chosen(heads: dict[str, list[rows.Rows]], wanted: Sequence[str]) -> list[str]:
     """Of the names of all scores the wanted ones; a name without a head's is that of every head."""
-    known = {
-        _flat(name, score, heads): score
-        for name, (own, *_) in heads.items()
-        for score in own.metric.scores(own.values.sum(0))
-    }
+    known = {_flat(name, score, heads): score for name, (own, *_) in heads.items() for score in own.metric.of_rows()}
     for name in wanted:
         if name not in {*known, *known.values()}:
             raise UserError(f"--metric {name}: {nearest(name, known, 'the records share ' + ', '.join(known) + '.')}")
@@ -174,45 +187,19 @@ def _chosen(heads: dict[str, list[rows.Rows]], wanted: Sequence[str]) -> list[st
 
 
 def _scored(heads: dict[str, list[rows.Rows]], names: Sequence[str]) -> dict:
-    """Per score that of the first record, and of every other its own, the difference and the interval of that."""
-
-    def scores(weigh) -> dict[str, list[np.ndarray]]:
-        """The named scores of each record, of the sums that ``weigh`` makes of rows."""
-        found: dict[str, list[np.ndarray]] = {}
-        for name, sides in heads.items():
-            for side in sides:
-                for score, values in side.metric.scores(weigh(side.values)).items():
-                    found.setdefault(_flat(name, score, heads), []).append(values)
-        return {name: found[name] for name in names}
-
-    images = len(next(iter(heads.values()))[0].values)
-    drawn: dict[str, list] = {name: [] for name in names}
-    for block in range(BLOCKS):
-        counts = drawn_counts(images, BLOCK, [SEED, block])  # the same for all: that is what pairs them
-        for name, values in scores(partial(drawn_sums, counts=counts)).items():
-            drawn[name].append(values)
-    result = {}
-    for name, (first, *others) in scores(partial(np.sum, axis=0)).items():
-        a, *b = (np.concatenate(parts) for parts in zip(*drawn[name], strict=True))
-        intervals = [interval(values - a) for values in b]
-        result[name] = {
-            "first": float(first),
-            "others": [
-                {
-                    "value": float(value),
-                    "difference": float(value - first),
-                    "interval": [low, high],
-                    "excludes_0": low > 0 or high < 0,
-                }
-                for value, (low, high) in zip(others, intervals, strict=True)
-            ],
-        }
-    return result
+    """Per named score that of the first record, and of every other its own, the difference and the interval of that."""
+    found = {
+        _flat(name, score, heads): values
+        for name, sides in heads.items()
+        for score, values in paired([[side.metric] for side in sides], BLOCKS).items()
+    }
+    return {name: found[name] for name in names}
 
 
 def _knobs(tested: Tested) -> dict:
     """Of a record all that may differ."""
-    return {key: tested.record[key] for key in ("encoder", "protocol")} | {"seed": tested.record["run"]["seed"]}
+    seeds = {key: tested.record["run"].get(key) for key in ("seed", "head_seeds")}
+    return {key: tested.record[key] for key in ("encoder", "protocol")} | seeds
 
 
 def _differ(before, now, where: str = "") -> dict[str, tuple]:

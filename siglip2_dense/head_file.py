@@ -29,7 +29,7 @@ class HeadFile:
     tensors: dict[str, Tensor]  # "HEAD.parameter"; where parts of the encoder were trained, "encoder.parameter" too
     encoder: EncoderFacts
     encoder_config: dict  # how the encoder was asked for: name, weights, precision, model_args
-    heads: dict[str, dict]  # per head: config, task, what it reads of the encoder, what its map means
+    heads: dict[str, dict]  # per head: config, task, seed, what it reads of the encoder, what its map means
     protocol: dict
     metrics: dict
     step: int
@@ -78,7 +78,7 @@ def read(path: str | Path) -> HeadFile:
 def load_into(probe, described: dict, content: HeadFile, path: str | Path) -> None:
     """Load a file's tensors into a probe with the encoder that they were trained on.
 
-    described: the heads as the config builds them, in the form of ``HeadFile.heads``.
+    described: the heads as the config builds them, in the form of ``HeadFile.heads``. Their seeds are then the file's.
     Raises UserError when the file belongs to another encoder, its heads are others, or read or mean something else.
     """
     check_encoder(content.encoder, probe.facts, path)
@@ -98,17 +98,20 @@ def load_into(probe, described: dict, content: HeadFile, path: str | Path) -> No
             f"{differing[0]}); use the config it was trained with."
         )
     probe.load_trained(content.tensors)
+    probe.seeds = {name: one["seed"] for name, one in content.heads.items() if one.get("seed") is not None}
 
 
 def describe(head, task, config: dict) -> dict:
     """A built head and its task as files and records have them.
 
-    config: ``dict(head=..., task=..., optim=...)``, as it was asked for. reads: what the head reads of which blocks.
+    config: ``dict(head=..., task=..., optim=..., seed=...)``, as it was asked for; a head that was not trained here has
+    no seed. reads: what the head reads of which blocks.
     """
     return {
         "head": config["head"],
         "task": config["task"],
         "optim": config.get("optim", {}),
+        "seed": config.get("seed"),
         "reads": {
             "taps": [[tap.block, tap.norm] for tap in head.taps],
             "pooled": head.pooled,

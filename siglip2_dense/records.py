@@ -80,8 +80,11 @@ def _encoder_mode(model: dict) -> dict | str:
 
 
 def of_protocol(heads: dict) -> dict:
-    """Of described heads all but the numbers of blocks: those are the encoder's, the rule that names them is ours."""
-    return {name: {key: value for key, value in parts.items() if key != "reads"} for name, parts in heads.items()}
+    """Of described heads all but the numbers of blocks, which are the encoder's (the rule that names them is ours), and
+    the seed, in which two runs under one protocol may differ.
+    """
+    left_out = ("reads", "seed")
+    return {name: {key: value for key, value in parts.items() if key not in left_out} for name, parts in heads.items()}
 
 
 def describe_data(dataset) -> dict:
@@ -113,11 +116,22 @@ def describe_encoder(probe, stored: str | None = None) -> dict:
     }
 
 
+def read_by(heads: dict, facts: EncoderFacts) -> dict:
+    """Of a described encoder what only some of a probe's heads, as ``head_file.describe`` gives them, read of it."""
+    reads = [one["reads"] for one in heads.values()]
+    taps = sorted({tuple(tap) for one in reads for tap in one["taps"]})
+    return {
+        "taps": [{"block": block, "norm": norm} for block, norm in taps],
+        "pooled": facts.pooled if any(one["pooled"] != "none" for one in reads) else "none",
+    }
+
+
 def describe_run(probe, command: str, seed: int, seconds: float, images_per_second: float) -> dict:
     """images_per_second: of training steps, or of a test; seconds: of everything."""
     return {
         "command": command,
         "seed": seed,
+        "head_seeds": probe.seeds,
         "seconds": round(seconds, 2),
         "images_per_second": round(images_per_second, 3),
         "peak_memory_mib": round(peak_memory_mib(), 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,29 @@ from siglip2_dense.contracts import Sample
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
 
-PARTS = ("kept", "held out")
+SIDES = ("kept", "held out")
+
+
+def held_out(size: int, fraction: float, seed: int) -> np.ndarray:
+    """(size,) bool: which images of a set are held out, at least one and not all.
+
+    They are runs of neighbours in the order of the set, about as many runs as each has images: neighbours may be frames
+    of one video, nearly the same, and single ones drawn from all over would lie beside images that are trained on. Of
+    runs only the ends do.
+    """
+    count = min(max(round(size * fraction), 1), size - 1)
+    kept = size - count
+    runs = min(round(math.sqrt(count)), kept + 1)
+    lengths = count // runs + (np.arange(runs) < count % runs)
+    draws = np.random.default_rng([seed, *b"holdout"])  # a stream of its own
+    before = np.sort(draws.choice(kept + 1, runs, replace=False))  # kept images before each run
+    return np.insert(np.zeros(kept, dtype=bool), np.repeat(before, lengths), True)
 
 
 @DATASETS.register_module()
 class Subset(Dataset):
-    """Whole images of another data set, in its order. Which are held out is a function of ``seed`` and their number.
+    """Whole images of another data set, in its order. Which are held out is a function of ``seed`` and their number:
+    ``held_out``.
 
     An image is transformed as it would be in the whole set: what is drawn for it depends on (seed, epoch, its place
     there).
@@ -39,7 +57,7 @@ class Subset(Dataset):
         transforms: Sequence[dict | Callable] = (),
         seed: int = 0,
     ):
-        if part not in PARTS:
+        if part not in SIDES:
             raise UserError(f"Subset: part={part!r}; give 'kept' or 'held out'.")
         if isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 < holdout < 1:
             raise UserError(f"holdout={holdout!r}: give the fraction of the training images to hold out, such as 0.1.")
@@ -47,9 +65,7 @@ class Subset(Dataset):
         size = len(self.whole)
         if size < 2:
             raise UserError(f"{self.whole.name} has one image of split {self.whole.split}: none can be held out.")
-        held = min(max(round(size * holdout), 1), size - 1)
-        order = np.random.default_rng([seed, *b"holdout"]).permutation(size)  # a stream of its own
-        self.indices = np.sort(order[held:] if part == "kept" else order[:held]).tolist()
+        self.indices = np.flatnonzero(held_out(size, holdout, seed) == (part == "held out")).tolist()
         self.name, self.classes, self.targets = self.whole.name, self.whole.classes, self.whole.targets
         self.split = f"{self.whole.split}, {part}"
 

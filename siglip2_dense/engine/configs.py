@@ -54,9 +54,9 @@ def check_keys(config) -> None:
     _check_set(config, NEEDED)
     for key in COUNTS:
         value = _value(config, key)
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{key}={value!r}: give a whole number from 1 on.")
-    if not isinstance(config.seed, int) or config.seed < 0:
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
         raise UserError(f"seed={config.seed!r}: give a whole number from 0 on.")
 
 

@@ -55,6 +55,7 @@ class Run:
             "protocol": self.protocol,
             "encoder": self.encoder,
             "seed": self.seed,
+            "head_seeds": self.probe.seeds,
             "val_data": records.describe_data(self.val_data),
         }
 
@@ -102,7 +103,7 @@ class Run:
 
 
 def build_probe(config: Config, data) -> nn.Module:
-    """The model of a config; a task that names no classes gets the data set's.
+    """The model of a config; a task that names no classes gets the data set's, a head without a seed the config's.
 
     Raises UserError when its classes are others, or the data have not what a head learns.
     """
@@ -111,6 +112,8 @@ def build_probe(config: Config, data) -> nn.Module:
         task = parts.get("task", {})
         if classes and task.get("type") == "Segmentation":
             task.setdefault("classes", list(classes))
+        if parts.get("seed") is None:
+            parts["seed"] = config.seed
     probe = build(MODELS, model)
     check_targets(probe, data)
     for name, task in probe.tasks.items():
@@ -136,7 +139,10 @@ def check_targets(probe, data) -> None:
 def describe_heads(config: Config, probe) -> dict:
     """Per head: its config and its task's, what it reads of which encoder's blocks, what it means, how it is scored."""
     configs = config.model.heads.to_dict()
-    return {name: head_file.describe(probe.heads[name], probe.tasks[name], parts) for name, parts in configs.items()}
+    return {
+        name: head_file.describe(probe.heads[name], probe.tasks[name], {**parts, "seed": probe.seeds.get(name)})
+        for name, parts in configs.items()
+    }
 
 
 def loader_of(loading: dict, dataset, probe):

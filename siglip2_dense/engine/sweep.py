@@ -6,27 +6,26 @@ The choice is made on images held out from the training set; the validation set 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_reduce, broadcast_object_list, is_main_process
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import RuntimeInfoHook
 
 from siglip2_dense import records
 from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine import extract
 from siglip2_dense.engine.configs import check_keys, check_trains
-from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
-from siglip2_dense.engine.grid import Member, holdout, members
+from siglip2_dense.engine.evaluate import evaluate
+from siglip2_dense.engine.grid import Member, axes_of, by_setting, holdout, members
 from siglip2_dense.engine.pictures import Pictures
-from siglip2_dense.engine.run import HEAD, RESULTS, Run, check_targets, loader_of
-from siglip2_dense.engine.train import KeepHeads, prepare, train
+from siglip2_dense.engine.run import HEAD, Run, check_targets, loader_of
+from siglip2_dense.engine.sweep_report import Outcome, export, plot, summarise, table
+from siglip2_dense.engine.train import KeepHeads, prepare, share_buffers, train
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
-from siglip2_dense.viz.curves import curves
 from siglip2_dense.viz.panels import save_picture
 
 ALL_HEADS = "all_heads"  # the folder, in the work dir, of the run that trains them
@@ -47,17 +46,22 @@ class MeanLoss(RuntimeInfoHook):
 
 
 class KeepMembers(KeepHeads):
-    """A head whose loss or weights are not finite any more is noted and not scored; the others go on."""
+    """A head whose loss or weights are not finite any more is noted, and the others go on. None is scored before all
+    have been trained: nothing would be decided by it.
+    """
 
     says = dict(type=MeanLoss)
 
     def __init__(self, run: Run, resume: bool):
         super().__init__(run, resume)
-        self.notes |= {"diverged": {}, "scores": {}}  # by head: the step it was seen at; its last scores
+        self.notes |= {"diverged": {}}  # by head: the step it was seen at
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.losers = [name.partition(".")[0] for name in outputs]
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_train(self, runner):
+        share_buffers(self.run.probe)
 
     def _stop_if_spoilt(self, step: int) -> None:
         heads, diverged = self.run.probe.heads, self.notes["diverged"]
@@ -70,28 +74,21 @@ class KeepMembers(KeepHeads):
         if len(diverged) == len(heads):
             raise UserError(f"no loss of the sweep was a finite number by step {step}; give lower learning rates.")
 
-    def _note(self, runner, step: int, metrics: dict) -> None:
-        metrics = _without(metrics, self.notes["diverged"])
-        self.notes["scores"] = {name: metric.compute() for name, metric in metrics.items()}
-        super()._note(runner, step, metrics)
-
-    def _told(self, found: dict) -> str:
-        return f"{len(self.notes['scores'])} heads scored on {self.run.val_data.split}"
-
-    def _keep_best(self, measured: dict) -> None:
-        """There is none before the choice."""
+    def _evaluate(self, runner, step: int) -> None:
+        pass
 
 
 def sweep(config: Config, command: str = "", resume: bool = False) -> None:
     """Train, choose, evaluate and export what a config with ``sweep`` or ``seeds`` asks for.
 
     In the work dir: the chosen heads and their record as of any run, ``sweep.json``, ``sweep.png``, and the config of
-    the chosen heads alone. ``resume``: as in ``train``.
+    the chosen heads alone. The spread over seeds is that of what a head draws itself, ``grid.VARIES``. ``resume``: as
+    in ``train``.
     """
     check_keys(config)
     check_trains(config)
-    _check_sweep(config)
     heads, work_dir = members(config), Path(config.work_dir)
+    _check_sweep(config)
     prepare(work_dir, resume)
     run = Run(config_of_all(config, heads), command)
     tasks = {member.head: run.probe.tasks[member.name] for member in heads}
@@ -101,57 +98,52 @@ def sweep(config: Config, command: str = "", resume: bool = False) -> None:
         images = loader_of(config.val_dataloader, validation, run.probe)
     else:  # extracted while there is an encoder
         images = extract.test_images(run.config, run.probe, validation, config.val_dataloader)
-    notes = [train(run, resume, KeepMembers, shown=config)]
-    broadcast_object_list(notes)  # the first process alone has all scores
-    (notes,) = notes
-    chosen = choose(config, heads, notes, tasks)
+    notes = train(run, resume, KeepMembers, shown=config)
+    lost, held = notes["diverged"], {}
+    if holdout(config) is not None:
+        held = _metrics(run.probe, run.val_loader, run.val_data.split, lost)
+    scores = {name: metric.compute() for name, metric in held.items()}
+    chosen = choose(heads, tasks, scores, lost)
     pictures = Pictures(tasks, len(validation), work_dir / "pictures", config.get("pictures", 0))
-    try:
-        metrics = evaluate(
-            run.probe,
-            images,
-            f"evaluating {validation.split}",
-            lambda image, sample, found: pictures(image, sample, {m.head: found[m.name] for m in chosen}),
-        )
-    finally:
-        stop_workers(images)
+
+    def draw(image, sample, found):
+        pictures(image, sample, {member.head: found[member.name] for member in chosen})
+
+    tested = _metrics(run.probe, images, validation.split, lost, draw)
     if not is_main_process():
         return
-    metrics = _without(metrics, notes["diverged"])
-    summary = _summary(config, run, heads, notes, chosen, metrics, validation)
-    tensors = {
-        f"{member.head}.{key.removeprefix(f'{member.name}.')}": tensor
-        for member in chosen
-        for key, tensor in run.probe.trained_state().items()
-        if key.startswith(f"{member.name}.")
-    }
-    del run  # and with it the encoder, before there is another
-    _export(config, command, chosen, notes, metrics, tensors, summary["selection"])
+    outcome = Outcome(heads, chosen, notes, held, tested)
+    summary = summarise(config, run, validation, outcome)
+    export(run, work_dir, validation, outcome, summary["selection"])
+    plain = Config(_config_of(config, {member.head: member.parts for member in chosen}))
+    for key in ("work_dir", "launcher"):  # they are this run's
+        plain.pop(key, None)
+    plain.dump(work_dir / CHOSEN)
     records.write(work_dir / SUMMARY, summary)
-    save_picture(work_dir / PLOT, _plot(summary))
+    save_picture(work_dir / PLOT, plot(summary))
     print(table(summary))
     print(f"{work_dir / HEAD} holds the chosen; python tools/test.py {work_dir / CHOSEN} {work_dir / HEAD}")
 
 
-def choose(config: Config, heads: Sequence[Member], notes: Mapping, tasks: Mapping) -> list[Member]:
+def choose(heads: Sequence[Member], tasks: Mapping, scores: Mapping[str, Mapping], lost: Mapping) -> list[Member]:
     """For each head of the config the best seed of the setting with the best mean over its seeds, by the headline of
-    its task on the held-out images; without a sweep, the first seed.
+    its task; without scores, the first seed.
 
-    A setting of which a seed has diverged is not chosen. tasks: by the names of the config's heads. Raises UserError
-    when that leaves none.
+    tasks: by the names of the config's heads. scores: of members on the held-out images. lost: the members that have
+    diverged; a setting with one of them is not chosen. Raises UserError when that leaves none.
     """
-    found, lost = [], notes["diverged"]
+    found = []
     for name, task in tasks.items():
         own = [member for member in heads if member.head == name]
 
         def score(*seeds: Member, task=task) -> float:
-            mean = statistics.fmean(notes["scores"][member.name][task.headline] for member in seeds)
+            mean = statistics.fmean(scores[member.name][task.headline] for member in seeds)
             return mean if task.higher_is_better else -mean
 
-        if holdout(config) is None:
+        if not scores:
             best = [member for member in own if member.name not in lost]
         else:
-            whole = [seeds for seeds in _by_setting(own).values() if not lost.keys() & {one.name for one in seeds}]
+            whole = [seeds for seeds in by_setting(own).values() if not lost.keys() & {one.name for one in seeds}]
             best = sorted(max(whole, key=lambda seeds: score(*seeds), default=[]), key=score, reverse=True)
         if not best:
             raise UserError(f"heads.{name}: a seed of every setting has diverged; give lower learning rates.")
@@ -159,47 +151,12 @@ def choose(config: Config, heads: Sequence[Member], notes: Mapping, tasks: Mappi
     return found
 
 
-def table(summary: dict) -> str:
-    """What has come out, for people: a line for each setting, and which split chose."""
-    selection, validation = summary["selection"], summary["validation"]["split"]
-    split = f"{selection['split']} ({selection['images']} images)" if selection else None
-    lines = [f"chosen on {split}, marked *; {validation} was read afterwards" if split else "one setting, all seeds"]
-    rows = [("", "setting", "metric", *([selection["split"]] if selection else []), validation)]
-    chosen = {(one["head"], one["setting"]) for one in summary["chosen"].values()}
-    for one in summary["settings"]:
-        metric = one["metric"]
-        cells = [_cell(one[key], metric) for key in (["holdout"] if selection else []) + ["validation"]]
-        mark = "*" if selection and (one["head"], one["setting"]) in chosen else ""
-        rows.append((mark, f"{one['head']}/{one['setting']}".rstrip("/"), metric, *cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(lines + ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows])
-
-
-def _cell(scores: dict | None, metric: str) -> str:
-    if scores is None:
-        return "diverged"
-    mean, std = scores[metric]["mean"], scores[metric]["std"]
-    return f"{mean:.4g}" + ("" if std is None else f" ± {std:.2g}")
-
-
-def _check_sweep(config: Config) -> None:
-    trainable = config.model.get("encoder", {}).get("trainable", "none")
-    if trainable != "none":
-        raise UserError(f"sweep: heads share an encoder that stays as it is; trainable={trainable!r} would change it.")
-    for schedule in config.get("param_scheduler") or ():
-        if "eta_max" in schedule and "lr" in (config.get("sweep") or ()):
-            raise UserError(
-                f"sweep.lr: {schedule['type']} in param_scheduler takes every learning rate to eta_max; give a "
-                "schedule that scales the rates, such as LinearLR and PolyLR."
-            )
-
-
 def config_of_all(config: Config, heads: Sequence[Member]) -> Config:
     """The config of the run that trains all heads, and scores them on the held-out images if there is a choice."""
     inner = _config_of(config, {member.name: member.parts for member in heads})
     if holdout(config) is not None:  # images of training, looked at as in validation
         inner["val_dataloader"]["dataset"] = _part(config, "held out", of="val_dataloader")
-    return Config({**inner, "work_dir": str(Path(config.work_dir) / ALL_HEADS), "pictures": 0})
+    return Config({**inner, "work_dir": str(Path(config.work_dir) / ALL_HEADS)})
 
 
 def _config_of(config: Config, heads: dict[str, dict]) -> dict:
@@ -218,103 +175,22 @@ def _part(config: Config, part: str, of: str) -> dict:
     return dict(type="Subset", dataset=whole, part=part, holdout=holdout(config), transforms=transforms)
 
 
-def _without(metrics: Mapping, names: Mapping) -> dict:
-    return {name: metric for name, metric in metrics.items() if name not in names}
+def _check_sweep(config: Config) -> None:
+    trainable = config.model.get("encoder", {}).get("trainable", "none")
+    if trainable != "none":
+        raise UserError(f"sweep: heads share an encoder that stays as it is; trainable={trainable!r} would change it.")
+    for schedule in config.get("param_scheduler") or ():
+        if "eta_max" in schedule and any("lr" in axes for axes in axes_of(config).values()):
+            raise UserError(
+                f"sweep.lr: {schedule['type']} in param_scheduler takes every learning rate to eta_max; leave eta_max "
+                "out, and each rises to its own."
+            )
 
 
-def _by_setting(heads: Sequence[Member]) -> dict[tuple[str, str], list[Member]]:
-    found: dict[tuple[str, str], list[Member]] = {}
-    for member in heads:
-        found.setdefault((member.head, member.setting), []).append(member)
-    return found
-
-
-def _summary(config: Config, run: Run, heads, notes: dict, chosen, metrics: dict, validation) -> dict:
-    """The content of ``sweep.json``."""
-    scores = {name: metric.compute() for name, metric in metrics.items()}
-    selects = holdout(config) is not None
-    found = []
-    for (head, setting), own in _by_setting(heads).items():
-        names = {member.seed: member.name for member in own}
-        diverged = {seed: notes["diverged"][name] for seed, name in names.items() if name in notes["diverged"]}
-        found.append({
-            "head": head,
-            "setting": setting,
-            "metric": run.probe.tasks[own[0].name].headline,
-            "values": own[0].values,
-            "lr": own[0].parts["optim"].get("lr", notes["rates"][own[0].name]),
-            "seeds": list(names),
-            "diverged": diverged,  # seed: the step it was seen at
-            "holdout": _over_seeds(notes["scores"], names) if selects and not diverged else None,
-            "validation": None if diverged else _over_seeds(scores, names),
-        })  # fmt: skip
-    selection = {
-        **records.describe_data(run.val_data),
-        "holdout": holdout(config),
-        "settings": len({member.setting for member in heads}),
-        "seeds": config.get("seeds", 1),
-        "rule": "the best mean of the metric over seeds, and of that setting the best seed",
-    }
-    return {
-        "selection": selection if selects else None,
-        "chosen": {
-            member.head: {
-                "head": member.head,
-                "setting": member.setting,
-                "seed": member.seed,
-                "holdout": notes["scores"][member.name] if selects else None,
-                "validation": scores[member.name],
-            }
-            for member in chosen
-        },
-        "validation": {
-            **records.describe_data(validation),
-            "note": "read after the choice: to choose a setting by these numbers is to choose it on this split",
-        },
-        "settings": found,
-        "encoder": run.encoder,
-        "run": {"seed": config.seed, "command": run.command, "seconds": round(notes["seconds"], 2)},
-    }
-
-
-def _over_seeds(scores: Mapping, names: Mapping[int, str]) -> dict:
-    """Per metric: mean, standard deviation (none of one seed) and the values themselves, in the order of the seeds."""
-    found = {}
-    for metric in scores[next(iter(names.values()))]:
-        values = [scores[name][metric] for name in names.values()]
-        std = statistics.stdev(values) if len(values) > 1 else None
-        found[metric] = {"mean": statistics.fmean(values), "std": std, "values": values}
-    return found
-
-
-def _export(config: Config, command: str, chosen, notes: dict, metrics: dict, tensors: dict, selection) -> None:
-    """The chosen heads under their plain names: head file, record, rows of the images, and a config of theirs."""
-    plain = Config(_config_of(config, {member.head: member.parts for member in chosen}))
-    run = Run(plain, command)
-    run.probe.load_trained(tensors)
-    run.protocol["selection"] = selection
-    own = {member.head: metrics[member.name] for member in chosen}
-    rates = {member.head: notes["rates"][member.name] for member in chosen}
-    step, found = config.train_cfg.max_iters, report(own, run.probe.tasks)
-    run.save_head(HEAD, step, found["metrics"], rates)
-    keep_rows(run.work_dir / RESULTS, own, run.probe.tasks)
-    measured = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
-    run.write_results({**notes, "last": found, "best": None, "rates": rates, "history": [measured]})
-    for key in ("work_dir", "launcher"):  # they are this run's
-        plain.pop(key, None)
-    plain.dump(run.work_dir / CHOSEN)
-
-
-def _plot(summary: dict) -> np.ndarray:
-    """The headline metric against the learning rate, a line for each other setting, a panel for each head."""
-    split = "holdout" if summary["selection"] else "validation"
-    shown = (summary["selection"] or summary["validation"])["split"]
-    panels, labels = {}, {}
-    for one in summary["settings"]:
-        labels[one["head"]] = f"{one['metric']}, {shown}"
-        others = ",".join(word for word in one["setting"].split(",") if not word.startswith("lr="))
-        points = panels.setdefault(one["head"], {}).setdefault(others, [])
-        if one[split] is not None:
-            score = one[split][one["metric"]]
-            points.append((one["lr"], score["mean"], score["std"]))
-    return curves(panels, "learning rate", list(labels.values()))
+def _metrics(probe, images, split: str, lost: Mapping, seen: Callable | None = None) -> dict:
+    """Of every member that has not diverged."""
+    try:
+        found = evaluate(probe, images, f"evaluating {split}", seen)
+    finally:
+        stop_workers(images)
+    return {name: metric for name, metric in found.items() if name not in lost}

@@ -24,7 +24,7 @@ from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import ENCODER
-from siglip2_dense.registry import build, check_arguments
+from siglip2_dense.registry import build, check_arguments, known_arguments
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
 
@@ -87,10 +87,12 @@ class KeepHeads(Hook):
         self.mark = time.time()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.run.probe.step = runner.iter
-        # whatever a head draws, dropout say, is a function of the step
-        self.run.probe.draws = hash((self.run.seed, runner.iter, get_rank())) % 2**63
-        torch.manual_seed(self.run.probe.draws)
+        def drawn(seed: int) -> int:  # what is drawn, in a head's dropout say, is a function of a seed and the step
+            return hash((seed, runner.iter, get_rank())) % 2**63
+
+        probe = self.run.probe
+        probe.step, probe.draws = runner.iter, {name: drawn(seed) for name, seed in probe.seeds.items()}
+        torch.manual_seed(drawn(self.run.seed))
         for name, groups in runner.optim_wrapper.param_groups.items():
             self.notes["rates"][name] = max(self.notes["rates"].get(name, 0.0), *(group["lr"] for group in groups))
 
@@ -131,8 +133,7 @@ class KeepHeads(Hook):
 
     def _evaluate(self, runner, step: int) -> None:
         run = self.run
-        for buffer in run.probe.heads.buffers():
-            broadcast(buffer)  # batch norm's statistics are each rank's own; the saved head has the first one's
+        share_buffers(run.probe)
         pictures = None
         if step == runner.max_iters:
             count = run.config.get("pictures", 0)
@@ -148,13 +149,9 @@ class KeepHeads(Hook):
         measured = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
         self.notes["history"].append(measured)
         self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "images")}
-        runner.logger.info(self._told(found))
+        runner.logger.info(found["table"])
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
         self._keep_best(measured)
-
-    def _told(self, found: dict) -> str:
-        """What the log says of an evaluation."""
-        return found["table"]
 
     def _keep_best(self, measured: dict) -> None:
         run, best = self.run, self.notes["best"]
@@ -188,8 +185,8 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         check_arguments(PARAM_SCHEDULERS, schedule)
         if "eta_max" in schedule and run.probe.trains_encoder:
             raise UserError(
-                f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; give a "
-                "schedule that scales the rates, such as LinearLR and PolyLR."
+                f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; leave "
+                "eta_max out, and each rises to its own."
             )
         if schedule.get("eta_min") and run.probe.trains_encoder:
             raise UserError(
@@ -204,7 +201,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=config.train_cfg.max_iters, val_interval=2**62),
         optim_wrapper=JointOptimWrapper(**optimizers),
-        param_scheduler=schedules,
+        param_scheduler={name: [_to_its_own(s, wrapper) for s in schedules] for name, wrapper in optimizers.items()},
         default_hooks=dict(
             runtime_info=keep.says,
             checkpoint=None,
@@ -225,6 +222,12 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         stop_workers(loader)
         stop_workers(run.val_loader)
     return keeper.notes
+
+
+def share_buffers(probe) -> None:
+    """Batch norm's statistics are each rank's own: bring them to those of the first, which the saved heads have."""
+    for buffer in probe.heads.buffers():
+        broadcast(buffer)
 
 
 def optimizers_of(probe) -> dict[str, OptimWrapper]:
@@ -251,6 +254,13 @@ def _optimizer(settings: dict, parameters, wrapper: type[OptimWrapper] = OptimWr
     fused = dict(fused=True) if check_arguments(OPTIMIZERS, settings) in FUSED and "foreach" not in settings else {}
     optimizer = build(OPTIMIZERS, settings, params=parameters, **fused)
     return wrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
+
+
+def _to_its_own(schedule: dict, wrapper: OptimWrapper) -> dict:
+    """A schedule for one optimizer. One that rises to eta_max, and does not say to what, rises to the rates there."""
+    if "eta_max" in schedule or "eta_max" not in (known_arguments(check_arguments(PARAM_SCHEDULERS, schedule)) or ()):
+        return schedule
+    return {**schedule, "eta_max": [group["lr"] for group in wrapper.param_groups]}
 
 
 def prepare(work_dir: Path, resume: bool) -> None:

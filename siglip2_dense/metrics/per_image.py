@@ -47,7 +47,11 @@ class PerImage:
 
     def compute(self) -> dict[str, float]:
         """The scores of the set."""
-        return {name: float(value) for name, value in self.scores(self._stack().sum(0)).items()}
+        return self.of_rows()
+
+    def of_rows(self) -> dict[str, float]:
+        """The scores of the set as far as rows give them."""
+        return {name: float(value) for name, value in self.scores(self.stacked().sum(0)).items()}
 
     def per_class(self) -> dict[str, list[float | None]]:
         """Scores of each class, of a task that has classes."""
@@ -63,19 +67,24 @@ class PerImage:
         rows = [self._rows[index].cpu().numpy() for index in positions]
         return np.array(positions, dtype=np.int64), np.array(rows).reshape(-1, *self._shape)
 
+    def restore(self, positions: np.ndarray, rows: np.ndarray) -> PerImage:
+        """This metric, with what ``rows`` has given."""
+        self._rows = dict(zip(positions.tolist(), torch.from_numpy(rows), strict=True))
+        return self
+
+    def stacked(self) -> np.ndarray:
+        """(n, *shape) float64, in the order of the data set, so that sums do not depend on ranks."""
+        return self.rows()[1].astype(np.float64)
+
     def _keep(self, index: int, row: Tensor) -> None:
         """Raises ValueError for a negative position, or one that was counted before."""
         if index < 0 or index in self._rows:
             raise ValueError(f"an image counts once, under its position in its data set; got {index}")
         self._rows[index] = row
 
-    def _stack(self) -> np.ndarray:
-        """(n, *shape) float64, in the order of the data set, so that sums do not depend on ranks."""
-        return self.rows()[1].astype(np.float64)
-
     def _draw(self, samples: int, seed: int) -> np.ndarray:
         """(samples, *shape): the sums of the rows over drawn data sets."""
-        rows = self._stack()
+        rows = self.stacked()
         return drawn_sums(rows, drawn_counts(len(rows), samples, seed))
 
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import atomic, load_tensors
 from siglip2_dense.metrics.depth import DepthMetric
@@ -21,12 +19,10 @@ KINDS = {cls.__name__: cls for cls in (SegmentationMetric, DepthMetric, NormalsM
 
 
 class Rows(NamedTuple):
-    """The rows of one head, and an empty metric that scores sums of them."""
+    """The metric of one head with its rows."""
 
     metric: PerImage
     classes: tuple[str, ...]  # none where the task has none
-    positions: np.ndarray  # (n,) int64, of the images in their data set, ascending
-    values: np.ndarray  # (n, *shape) float64
 
 
 def place(record: str | Path) -> Path:
@@ -63,10 +59,10 @@ def read(path: str | Path) -> dict[str, Rows]:
         raise UserError(f"{path} holds no rows of this version (its format is {metadata.get('format')!r}).")
     return {
         name: Rows(
-            metric=KINDS[head["metric"]](**head["arguments"]),
+            metric=KINDS[head["metric"]](**head["arguments"]).restore(
+                *(tensors[f"{name}.{part}"].numpy() for part in ("positions", "rows"))
+            ),
             classes=tuple(head["classes"]),
-            positions=tensors[f"{name}.positions"].numpy(),
-            values=tensors[f"{name}.rows"].double().numpy(),
         )
         for name, head in json.loads(metadata["heads"]).items()
     }

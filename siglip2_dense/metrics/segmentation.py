@@ -70,13 +70,8 @@ class SegmentationMetric(PerImage):
 
     def per_class(self) -> dict[str, list[float | None]]:
         """IoU and Acc of each class, None where it has none."""
-        scores = zip(("IoU", "Acc"), _by_class(self._stack().sum(0)), strict=True)
+        scores = zip(("IoU", "Acc"), _by_class(self.stacked().sum(0)), strict=True)
         return {name: [None if np.isnan(value) else float(value) for value in values] for name, values in scores}
-
-    def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
-        """95 % of mIoU, by either rule, over data sets of as many images, drawn from these with replacement."""
-        found = super().intervals(samples, seed)
-        return {name: found[name] for name in ("mIoU", "mIoU_labelled")}
 
 
 def _by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -55,12 +55,13 @@ class DenseProbe(BaseModel):
 
     Attributes:
         step: of the training under way, for losses that begin otherwise than they go on; the engine sets it.
-        draws: the seed of what heads draw in a step, dropout say, each as if it were alone; the engine sets it.
+        seeds: of the heads that were given one.
+        draws: for each head the seed of what it draws in a step, dropout say, as if it were alone; the engine sets it.
         aligned: how the maps in the text space are made that a model wants beside its heads' taps, or none.
     """
 
     step: int | None = None
-    draws: int | None = None
+    draws: Mapping[str, int] | None = None
     aligned: Alignment | None = None
 
     def __init__(
@@ -88,6 +89,7 @@ class DenseProbe(BaseModel):
             raise UserError("DenseProbe: give at least one head, heads=dict(NAME=dict(head=..., task=..., optim=...)).")
         self.optim: dict[str, dict] = {}
         self.tasks: dict[str, object] = {}
+        self.seeds: dict[str, int] = {}
         self.heads = nn.ModuleDict()
         stream = torch.get_rng_state()
         for name, parts in heads.items():
@@ -104,9 +106,10 @@ class DenseProbe(BaseModel):
             self.tasks[name] = build(TASKS, parts["task"])
             torch.set_rng_state(stream)
             if (seed := parts.get("seed")) is not None:
-                if not isinstance(seed, int) or seed < 0:
+                if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
                     raise UserError(f"heads.{name}: seed={seed!r}; give a whole number from 0 on.")
                 torch.default_generator.manual_seed(seed)
+                self.seeds[name] = seed
             self.heads[name] = _build_head(parts["head"], self.facts, self.tasks[name].channels)
             self.optim[name] = dict(parts.get("optim", {}))
         self.taps = tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
@@ -191,7 +194,7 @@ class DenseProbe(BaseModel):
         found = {}
         for names in _by_kin(self.heads):
             if self.draws is not None and self.training:
-                torch.manual_seed(self.draws)
+                torch.manual_seed(self.draws[names[0]])  # heads of one kin draw nothing
             heads = [self.heads[name] for name in names]
             raw = heads[0].together(heads, features) if len(heads) > 1 else [heads[0](features)]
             found.update(zip(names, raw, strict=True))

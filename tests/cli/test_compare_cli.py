@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from siglip2_dense import compare as comparing
+from siglip2_dense import head_file
 from siglip2_dense.cli import compare as verb
 from siglip2_dense.cli import test as test_verb
 from siglip2_dense.cli import train as train_verb
 from siglip2_dense.compare import compare
 from siglip2_dense.errors import UserError
-from siglip2_dense.metrics import rows
+from siglip2_dense.metrics import paired, rows
 from siglip2_dense.metrics.depth import DepthMetric
 from siglip2_dense.metrics.normals import NormalsMetric
 from siglip2_dense.metrics.per_image import drawn_counts
@@ -23,7 +24,7 @@ CLASSES = ("wall", "floor", "lamp")
 
 @pytest.fixture(autouse=True)
 def few_drawings(monkeypatch):
-    monkeypatch.setattr(comparing, "BLOCK", 200)
+    monkeypatch.setattr(paired, "BLOCK", 200)
 
 
 def images(count=12, seed=0):
@@ -103,7 +104,7 @@ def test_a_paired_interval_is_that_of_brute_force(pair, monkeypatch):
         return 100 * float(torch.stack(ious).double().mean())
 
     differences = []
-    for count in drawn_counts(12, 200, [comparing.SEED, 0]).astype(int):
+    for count in drawn_counts(12, 200, [paired.SEED, 0]).astype(int):
         picked = [image for image, times in enumerate(count) for _ in range(times)]
         a, b = (miou(side[picked], labels[picked]) for side in sides)
         differences.append(b - a)
@@ -196,6 +197,47 @@ def test_records_of_other_tests_are_refused(pair, tmp_path, change, sentence):
         compare([pair[0], other])
 
 
+def chosen(grid, lr, images=37, **head):
+    """Changes of a record: a sweep chose these settings."""
+    return {
+        "protocol__selection": {"split": "train, held out", "images": images, "holdout": 0.1, "grid": {"a": grid}},
+        "protocol__heads": {"a": {"head": {"type": "LinearHead", **head}, "optim": {"type": "AdamW", "lr": lr}}},
+        "protocol__peak_learning_rate": {"a": lr},
+    }
+
+
+def test_encoders_each_at_their_own_best_of_one_grid(tmp_path):
+    grid = {"lr": [1e-3, 1e-2], "layers": ["last", "last4"]}
+    first = write(tmp_path / "a.json", segmented(0.4, 1), **chosen(grid, 1e-3, layers="last"))
+
+    def against(changes):
+        return compare([first, write(tmp_path / "b.json", segmented(0.7, 2), "dinov2-base-14", **changes)])
+
+    (differ,) = against(chosen(grid, 1e-2, layers="last4"))["differ"]
+    assert {key: differ[key] for key in differ if key.startswith("protocol")} == {
+        "protocol.heads.a.head.layers": ("last", "last4"),
+        "protocol.heads.a.optim.lr": (1e-3, 1e-2),
+        "protocol.peak_learning_rate.a": (1e-3, 1e-2),
+    }
+    for changes, sentence in {
+        "another grid": (
+            chosen({**grid, "lr": [1e-2]}, 1e-2, layers="last4"),
+            r"selection.grid.a.lr was \[0.001, 0.01",
+        ),
+        "other images": (chosen(grid, 1e-2, 36, layers="last4"), r"selection.images was 37 in the first and is 36"),
+        "not swept": (chosen(grid, 1e-2, layers="last4", norm=False), r"heads.a.head.norm is set only now"),
+        "no sweep": ({}, r"protocol.selection is set only in the first; bring both"),
+    }.values():
+        with pytest.raises(UserError, match=sentence):
+            against(changes)
+    heads = {"head": [{"type": "LinearHead"}, {"type": "DPTHead"}]}
+    first = write(tmp_path / "a.json", segmented(0.4, 1), **chosen(heads, 1e-3))
+    (differ,) = against(chosen(heads, 1e-3, channels=64))["differ"]
+    assert differ["protocol.heads.a.head.channels"] == (None, 64)
+    with pytest.raises(UserError, match=r"heads.a.optim.lr was 0.001"):
+        against(chosen(heads, 1e-2))
+
+
 def test_settings_are_compared_on_one_encoder_and_named(pair, tmp_path):
     setting = {"protocol__heads": {"a": {"optim": {"lr": 1e-2}}}, "encoder__taps": [2, 11], "run__seed": 1}
     other = write(tmp_path / "c.json", segmented(0.6, 2), **setting)
@@ -242,6 +284,38 @@ def test_a_record_without_its_own_rows_is_refused(pair, tmp_path):
 def test_an_unknown_metric_has_a_hint(pair):
     with pytest.raises(UserError, match=r"--metric miou: did you mean 'mIoU'"):
         compare(pair, ["miou"])
+
+
+def test_a_head_of_another_seed_is_told_in_files_records_and_comparisons(tiny, tmp_path, capsys):
+    parts = "model['heads']['segmentation'].update({})\ntrain_cfg['max_iters'] = 2\npictures = 0"
+    for name, seed in (("a", ""), ("b", "seed=7")):
+        train_verb.main([str(tiny(parts.format(seed), f"{name}.py")), "--work-dir", str(tmp_path / name)])
+    files = [head_file.read(tmp_path / name / "head.safetensors") for name in "ab"]
+    assert [content.heads["segmentation"]["seed"] for content in files] == [0, 7]
+    verb.main([str(tmp_path / "a"), str(tmp_path / "b")])  # two runs under one protocol
+    told = capsys.readouterr().out
+    assert "B differs from A in:\n    head_seeds.segmentation: 0 | 7\n" in told
+    # the head's, not the test's
+    again = tmp_path / "again.json"
+    head = str(tmp_path / "b" / "head.safetensors")
+    test_verb.main([str(tiny()), head, "--out", str(again), "--work-dir", str(tmp_path / "t")])
+    assert json.loads(again.read_text())["run"]["head_seeds"] == {"segmentation": 7}
+    with pytest.raises(UserError, match=r"head_seeds.segmentation was 7 in the saved run and is 0 now"):
+        train_verb.main([str(tmp_path / "a.py"), "--work-dir", str(tmp_path / "b"), "--resume"])
+
+
+def test_sweeps_of_two_encoders_are_compared_by_what_each_has_chosen(tiny, tmp_path, monkeypatch):
+    lines = "train_cfg['max_iters'] = 2\npictures = 0\nsweep = dict(lr=[1e-3, 1e-2], layers=['last', [1]], holdout=0.4)"
+    for number, name in enumerate(("test_vit", "test_vit3")):
+        monkeypatch.setattr("siglip2_dense.engine.sweep.choose", lambda heads, *_, number=number: [heads[-number]])
+        arguments = ["--encoder", name, "--weights", "random", "--work-dir", str(tmp_path / name)]
+        train_verb.main([str(tiny(lines)), *arguments])
+    (differ,) = compare([tmp_path / "test_vit", tmp_path / "test_vit3"])["differ"]
+    assert {key: value for key, value in differ.items() if key.startswith("protocol")} == {
+        "protocol.heads.segmentation.head.layers": ("last", [1]),
+        "protocol.heads.segmentation.optim.lr": (1e-3, 1e-2),
+        "protocol.peak_learning_rate.segmentation": (1e-3, 1e-2),
+    }
 
 
 def test_runs_and_tests_leave_the_rows_that_they_are_compared_by(tiny, tmp_path, capsys):

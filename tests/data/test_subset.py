@@ -1,9 +1,13 @@
 """The two parts of a set: whole images, none in both, transformed as in the whole."""
 
+from itertools import groupby
+
+import numpy as np
 import pytest
 import torch
 
 from siglip2_dense.data.generated import GeneratedScenes
+from siglip2_dense.data.subset import held_out
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
 
@@ -23,6 +27,18 @@ def test_parts_divide_the_whole_by_the_seed():
     assert len({tuple(part("held out", seed=seed).indices) for seed in range(6)}) > 3
     assert (kept.split, held.split) == ("train, kept", "train, held out")
     assert kept.name == "generated" and kept.classes and kept.targets == held.targets and kept.metainfo["classes"]
+
+
+@pytest.mark.parametrize(("size", "fraction", "runs"), [(367, 0.1, 6), (24_231, 0.1, 49), (10, 0.3, 2), (10, 0.9, 2)])
+def test_images_are_held_out_in_runs_of_neighbours(size, fraction, runs):
+    whole = set()
+    for seed in range(20):
+        held = held_out(size, fraction, seed)
+        lengths = [len(list(run)) for inside, run in groupby(held.tolist()) if inside]
+        assert len(held) == size and sum(lengths) == round(size * fraction)
+        assert len(lengths) == runs and max(lengths) - min(lengths) <= 1
+        whole |= set(np.flatnonzero(held).tolist())
+    assert {0, size - 1} <= whole or size > 100  # the ends can be held out too
 
 
 def test_an_image_is_what_it_is_in_the_whole_set_in_every_epoch():

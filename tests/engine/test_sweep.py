@@ -1,6 +1,7 @@
 """Sweeps: every head as if trained alone, chosen on images held out from training, exported as any head."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,9 +61,24 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
     chosen = summary["chosen"]["segmentation"]
     assert chosen["setting"] == best["setting"] and chosen["seed"] == int(np.argmax(best["holdout"]["mIoU"]["values"]))
     assert next(line for line in told.splitlines() if line.startswith("*")).split()[1].endswith(best["setting"])
+    # each setting against the chosen one, on the validation images
+    for one in summary["settings"]:
+        against = one["against_chosen"]
+        if one is best:
+            assert against is None
+            continue
+        assert set(against) == set(one["validation"])
+        for metric, found in against.items():
+            low, high = found["interval"]
+            difference = one["validation"][metric]["mean"] - best["validation"][metric]["mean"]
+            assert found["difference"] == pytest.approx(difference) and low <= high
+            assert found["excludes_0"] == (low > 0 or high < 0)
+        line = next(line for line in told.splitlines() if f"segmentation/{one['setting']} " in line)
+        assert re.search(r"[+-]\d+\.\d+ \[[+-]\d+\.\d+, [+-]\d+\.\d+\]$", line)
     # the record and the file are those of the chosen head, under its plain name
     assert record["metrics"] == chosen["validation"] and record["data"]["split"] == "val"
     assert record["protocol"]["selection"]["split"] == "train, held out"
+    assert record["protocol"]["selection"]["grid"] == {"segmentation": {"lr": [1e-3, 1e-2], "weight_decay": [0, 1e-2]}}
     assert record["protocol"]["train_data"]["images"] == 3 and record["best"] is None
     assert record["protocol"]["train_transforms"][0]["type"] == "RandomFlip"
     assert record["protocol"]["heads"]["segmentation"]["optim"]["lr"] == best["values"]["lr"]
@@ -72,6 +88,7 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
         assert (tmp_path / "run" / name).is_file()
     assert len(list((tmp_path / "run" / "pictures").iterdir())) == 1
     assert not list((tmp_path / "run").rglob("best_head*"))
+    assert not list((tmp_path / "run" / "all_heads").glob("*.json"))
     assert Image.open(tmp_path / "run" / "sweep.png").size[0] > 400
     # any config with such a head tests it, with the same numbers: that without the sweep, and the one that it left
     plain = tiny("", "plain.py")
@@ -80,7 +97,10 @@ def test_what_a_sweep_leaves_and_says(tiny, tmp_path, capsys):
         head = str(tmp_path / "run" / "head.safetensors")
         test_verb.main([str(config), head, "--out", str(out), "--work-dir", str(tmp_path / "t")])
         again = json.loads(out.read_text())
-        assert again["metrics"] == record["metrics"] and again["protocol"] == record["protocol"]
+        for key in ("metrics", "per_class", "intervals", "encoder", "protocol"):
+            assert again[key] == record[key], key
+        for key in ("head_parameters", "head_seeds"):
+            assert again["run"][key] == record["run"][key]
     with pytest.raises(UserError, match=r"run holds a run already \(head.safetensors\)"):
         train(tmp_path / "run" / "chosen.py", tmp_path / "run")
 
@@ -122,7 +142,7 @@ model["heads"] = dict(
         optim=dict(type="SGD", lr=1e-2, momentum=0.9),
     ),
 )
-sweep = dict(lr=[1e-3, 1e-2], layers=["last", "even4"], holdout=0.4)
+sweep = dict(lr=[1e-3, 1e-2], segmentation=dict(layers=["last", "even4"]), depth=dict(upsample=[1, 2]), holdout=0.4)
 """
 
 
@@ -134,14 +154,14 @@ def test_each_of_several_tasks_chooses_for_itself_and_resuming_changes_nothing(t
         own = [one for one in summary["settings"] if one["head"] == head]
         sign = 1 if head == "segmentation" else -1  # depth and normals have errors
         best = max(own, key=lambda one: sign * one["holdout"][one["metric"]]["mean"])
-        assert chosen["setting"] == best["setting"] and len(own) == 4
+        assert chosen["setting"] == best["setting"] and len(own) == (2 if head == "normals" else 4)
         for metric, value in chosen["validation"].items():
             assert record["metrics"][f"{head}.{metric}"] == value
     assert set(head_file.read(tmp_path / "whole" / "head.safetensors").heads) == set(summary["chosen"])
 
     config = tiny(FAST + THREE)
     with monkeypatch.context() as patch:  # stopped at the last step, between saving and measuring
-        patch.setattr("siglip2_dense.engine.train.evaluate", lambda *a: (_ for _ in ()).throw(UserError("stopped")))
+        patch.setattr(module.KeepMembers, "_evaluate", lambda *a: (_ for _ in ()).throw(UserError("stopped")))
         patch.setattr(module.KeepMembers, "_is_due", staticmethod(lambda runner, step, interval: step == 3))
         with pytest.raises(UserError, match="stopped"):
             train(config, tmp_path / "run")
@@ -176,6 +196,28 @@ def test_the_choice_never_reads_the_validation_set(tiny, tmp_path, monkeypatch):
     assert len(held) == 2 and not held & {entry for _, entry in at_choice[:-2]}
 
 
+@pytest.mark.parametrize(
+    ("lines", "read"), [("sweep = dict(lr=[1e-3, 1e-2], holdout=0.4)", [2, 7]), ("seeds = 2", [7])]
+)
+def test_nothing_is_scored_twice_or_before_it_decides_and_no_second_encoder_is_built(
+    tiny, tmp_path, monkeypatch, lines, read
+):
+    from siglip2_dense.encoders import FrozenEncoder
+    from siglip2_dense.engine import evaluate as evaluating
+
+    scored, built, start = [], [], FrozenEncoder.__init__
+    monkeypatch.setattr(FrozenEncoder, "__init__", lambda self, *a, **k: built.append(1) or start(self, *a, **k))
+
+    def counted(probe, loader, *more):
+        scored.append(len(loader.dataset))
+        return evaluating.evaluate(probe, loader, *more)
+
+    for place in ("siglip2_dense.engine.train", "siglip2_dense.engine.sweep"):
+        monkeypatch.setattr(f"{place}.evaluate", counted)
+    train(tiny(FAST + "train_cfg['val_interval'] = 2\n" + lines), tmp_path / "run")
+    assert scored == read and len(built) == 1
+
+
 def test_seeds_alone_train_on_everything_and_choose_nothing(tiny, tmp_path, capsys):
     record = train(tiny(FAST + "seeds = 3\nseed = 5"), tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
@@ -184,10 +226,43 @@ def test_seeds_alone_train_on_everything_and_choose_nothing(tiny, tmp_path, caps
     assert summary["selection"] is None and record["protocol"]["selection"] is None
     assert record["protocol"]["train_data"]["images"] == 5
     assert record["metrics"]["mIoU"] == one["validation"]["mIoU"]["values"][0]  # of the config's own seed
-    assert "one setting, all seeds" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "one setting, all seeds" in told and "± over 3 seeds of first weights and dropout; the images" in told
+    assert summary["seeds"]["count"] == 3 and "order" in summary["seeds"]["vary"]
     train(tiny(FAST + "seed = 5", "alone.py"), tmp_path / "alone")
     swept = load_file(tmp_path / "run" / "head.safetensors")
     assert same(swept, "segmentation", load_file(tmp_path / "alone" / "head.safetensors")) <= 1e-5
+
+
+def test_a_schedule_that_rises_takes_every_head_to_its_own_learning_rate(tiny, tmp_path):
+    schedule = "param_scheduler = [dict(type='OneCycleLR', total_steps=6, by_epoch=False{})]\n"
+    train(tiny(FAST + schedule.format("") + "sweep = dict(lr=[1e-3, 1e-2], holdout=0.4)"), tmp_path / "swept")
+    settings = json.loads((tmp_path / "swept" / "sweep.json").read_text())["settings"]
+    assert [one["lr"] for one in settings] == [1e-3, 1e-2]
+    swept = load_file(tmp_path / "swept" / "all_heads" / "head.safetensors")
+    alone = {}
+    for rate in ("1e-3", "1e-2"):  # as mmengine does it where the rate is given
+        lines = [FAST, schedule.format(f", eta_max={rate}"), PART]
+        record = train(tiny("\n".join(lines), "alone.py"), tmp_path / rate)
+        assert record["protocol"]["peak_learning_rate"]["segmentation"] <= float(rate)
+        alone[rate] = load_file(tmp_path / rate / "head.safetensors")
+        assert same(swept, f"segmentation/lr={rate},seed=0", alone[rate]) <= 1e-5
+    assert not torch.equal(*(tensors["segmentation.conv.weight"] for tensors in alone.values()))
+
+
+def test_a_seed_decides_what_its_head_drops_too_and_as_alone(tiny, tmp_path, monkeypatch):
+    drawn, dropout = [], torch.nn.functional.dropout2d
+    monkeypatch.setattr(
+        torch.nn.functional, "dropout2d", lambda *given: drawn.append(torch.initial_seed()) or dropout(*given)
+    )
+    dropping = "dict(type='mmseg.FCNHead', _scope_='mmseg', channels=8, num_convs=1, dropout_ratio=0.5)"
+    lines = f"{FAST}\nmodel['heads']['segmentation']['head'] = {dropping}\ntrain_cfg['max_iters'] = 2\n"
+    train(tiny(lines + "seeds = 2"), tmp_path / "swept")
+    steps = drawn[:4]
+    assert len(set(steps)) == 4  # by step and seed
+    drawn.clear()
+    train(tiny(lines + "seed = 1", "alone.py"), tmp_path / "alone")
+    assert drawn[:2] == steps[1::2]
 
 
 def test_a_setting_that_diverges_is_left_out_and_harms_no_other(tiny, tmp_path):
@@ -210,6 +285,31 @@ def grid(sweep, seeds=1):
     return members(Config(dict(model=dict(heads=dict(seg=parts)), seed=2, seeds=seeds, sweep=sweep)))
 
 
+def test_a_head_may_have_axes_of_its_own():
+    parts = dict(head=dict(type="LinearHead"), task=dict(type="Segmentation"), optim=dict(type="AdamW", lr=1e-3))
+    bare = {**parts, "head": dict(type="mmseg.FCNHead", channels=8), "optim": dict(type="SGD", lr=0.1)}
+
+    def settings(sweep, **heads):
+        found = members(Config(dict(model=dict(heads=heads), seed=0, sweep=sweep)))
+        return {name: [member.setting for member in found if member.head == name] for name in heads}
+
+    sweep = dict(lr=[1e-3, 1e-2], a=dict(upsample=[1, 2]), b=dict(lr=[0.1], momentum=[0, 0.9]))
+    assert settings(sweep, a=parts, b=bare, c=parts) == {
+        "a": ["lr=1e-3,upsample=1", "lr=1e-3,upsample=2", "lr=1e-2,upsample=1", "lr=1e-2,upsample=2"],
+        "b": ["lr=1e-1,momentum=0", "lr=1e-1,momentum=9e-1"],
+        "c": ["lr=1e-3", "lr=1e-2"],
+    }
+    assert settings(dict(a=dict(upsample=[1, 2])), a=parts, b=bare) == {"a": ["upsample=1", "upsample=2"], "b": [""]}
+    for sweep, sentence in {
+        "upsample": r"sweep.upsample: heads.b has no such setting: .* sweep=dict\(NAME=dict\(upsample=",
+        "d": r"sweep.d={'lr': \[1\]}: give the values to try as a list.* a dict under its name \(a, b\)",
+        "a": r"sweep.a.lr=1: give the values",
+    }.items():
+        values = {"upsample": [1, 2], "d": dict(lr=[1]), "a": dict(lr=1)}
+        with pytest.raises(UserError, match=sentence):
+            settings({sweep: values[sweep]}, a=parts, b=bare)
+
+
 def test_names_and_places_of_settings():
     found = grid(dict(lr=[1e-4, 0.0015], betas=[(0.9, 0.99)], layers=["last", [2, 5]], holdout=0.2), seeds=2)
     assert [member.name for member in found[:3]] == [
@@ -221,6 +321,7 @@ def test_names_and_places_of_settings():
     parts = found[-1].parts
     assert parts["optim"] == dict(type="AdamW", lr=0.0015, betas=(0.9, 0.99)) and parts["seed"] == 3
     assert parts["head"] == dict(type="LinearHead", layers=[2, 5])
+    assert [member.seed for member in grid(dict(lr=[1e-3]), seeds=None)] == [2]
     heads = [dict(type="LinearHead", batch_norm=False), dict(type="LinearHead"), dict(type="mmseg.FCNHead", channels=8)]
     found = grid(dict(head=heads))
     assert [member.setting for member in found] == ["head=LinearHead_0", "head=LinearHead_1", "head=FCNHead_2"]
@@ -239,6 +340,9 @@ def test_names_and_places_of_settings():
         (dict(lr=[float("nan")]), "numbers above 0"),
         (dict(weight_decay=[None]), "sweep.weight_decay: None .* numbers from 0 on"),
         (dict(betas=[0.9]), "sweep.betas: 0.9 .* give lists such as"),
+        (dict(betas=[[0.9, 0.95], [0.9, 2.0]]), r"heads.seg cannot be trained with .*2.0.*\(ValueError: Invalid beta"),
+        (dict(eps=[-1]), "Invalid epsilon value: -1.*; give other values"),
+        (dict(eps=["small"]), "give numbers"),
         (dict(amsgrad=[1]), "True or False"),
         (dict(layers=[3]), "sweep.layers: 3 .* words, such as 'last', or lists"),
         (dict(upsample=["2"]), "sweep.upsample: '2' .* whole numbers"),
@@ -267,7 +371,9 @@ def test_a_value_that_cannot_be_one_is_named(sweep, sentence):
     [
         ("seeds = 0", "seeds=0"),
         ("seeds = 2.5", "seeds=2.5"),
+        ("seeds = True", "seeds=True"),
         ("sweep = dict(lr=[1e-3], holdout=2)", "holdout=2: give the fraction"),
+        ("sweep = dict(lr=[1e-3], holdout=None)", r"sweep.holdout=None: .*leave it out for 0.1"),
         ("sweep = dict(pooled=['readout'])", "pooled='readout'; give 'none' or 'concat'"),
         ("sweep = dict(layers=[[9]])", "has blocks 0 to 5"),
         (
@@ -289,17 +395,14 @@ def test_the_choice_by_hand():
 
     heads = [member(head, setting, seed) for head in ("a", "b") for setting in ("x", "y", "z") for seed in (0, 1)]
     values = {"x": (3, 4), "y": (1, 7), "z": (9, 9)}
-    notes = {
-        "scores": {m.name: {"score": values[m.setting][m.seed]} for m in heads},
-        "diverged": {"a/z,seed=1": 4, "b/z,seed=0": 4},
-    }
+    scores = {m.name: {"score": values[m.setting][m.seed]} for m in heads}
+    lost = {"a/z,seed=1": 4, "b/z,seed=0": 4}
     tasks = {name: SimpleNamespace(headline="score", higher_is_better=name == "a") for name in "ab"}
-    config = Config(dict(sweep=dict(lr=[1])))
-    assert [m.name for m in module.choose(config, heads, notes, tasks)] == ["a/y,seed=1", "b/x,seed=0"]
-    notes["diverged"] |= {"a/x,seed=0": 1, "a/y,seed=0": 1}
+    assert [m.name for m in module.choose(heads, tasks, scores, lost)] == ["a/y,seed=1", "b/x,seed=0"]
+    lost |= {"a/x,seed=0": 1, "a/y,seed=0": 1}
     with pytest.raises(UserError, match=r"heads.a: a seed of every setting has diverged"):
-        module.choose(config, heads, notes, tasks)
-    first = module.choose(Config(dict(seeds=2)), heads, notes, tasks)  # nothing to choose: the first that is whole
+        module.choose(heads, tasks, scores, lost)
+    first = module.choose(heads, tasks, {}, lost)  # nothing to choose: the first that is whole
     assert [m.name for m in first] == ["a/x,seed=1", "b/x,seed=0"]
 
 

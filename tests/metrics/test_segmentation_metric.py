@@ -172,6 +172,13 @@ def test_interval_holds_the_score_and_is_the_same_each_time():
     assert metric.intervals()["mIoU"] == [low, high] != metric.intervals(seed=1)["mIoU"]
 
 
+def test_every_score_has_an_interval():
+    metric = measure(make_images(8, 5), 5)
+    scores, intervals = metric.compute(), metric.intervals()
+    assert set(intervals) == set(scores)
+    assert all(low < scores[name] < high for name, (low, high) in intervals.items())
+
+
 def test_interval_of_images_by_hand():
     """Two images, all right and all wrong: a draw has both of one kind in half of the cases."""
     right, wrong = torch.zeros(4, 4, dtype=torch.int64), torch.ones(4, 4, dtype=torch.int64)

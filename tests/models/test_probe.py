@@ -280,8 +280,8 @@ def test_what_a_head_draws_in_a_step_does_not_depend_on_the_heads_before_it():
     task = dict(type="Segmentation", classes=["a", "b"])
     model = DenseProbe({name: dict(head=mmseg, task=task) for name in "abc"}, encoder=ENCODER).train()
     features = model.features([sample(48, 64).image])
-    model.draws = 7
+    model.draws = {"a": 7, "b": 8, "c": 7}
     raw = model.raw(features)
-    assert torch.equal(raw["a"], raw["c"])
-    model.draws = 8
-    assert not torch.equal(raw["a"], model.raw(features)["a"])
+    assert torch.equal(raw["a"], raw["c"]) and not torch.equal(raw["a"], raw["b"])
+    model.draws = dict.fromkeys("abc", 8)
+    assert torch.equal(model.raw(features)["a"], raw["b"])
