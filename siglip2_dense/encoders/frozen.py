@@ -310,11 +310,11 @@ class FrozenEncoder(nn.Module):
             if padded != sizes[0]:
                 top, left, h, w = boxes[0]
                 pixels = nn.functional.pad(pixels, (left, padded[1] - w - left, top, padded[0] - h - top))
-            return pixels, geometry
-        pixels = self.mean.new_zeros(len(sizes), 3, *padded)
-        for place, image, (top, left, h, w) in zip(pixels, images, boxes, strict=True):
-            place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
-        return pixels, geometry
+        else:
+            pixels = self.mean.new_zeros(len(sizes), 3, *padded)
+            for place, image, (top, left, h, w) in zip(pixels, images, boxes, strict=True):
+                place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
+        return pixels.to(memory_format=self._layout), geometry
 
     def _run(self, pixels: Tensor, grid: Size, blocks: Sequence[int], final: bool):
         """The output of each block, without the final norm, and what the tower itself ends with, if asked for.
@@ -326,7 +326,6 @@ class FrozenEncoder(nn.Module):
         arguments = dict(indices=list(blocks), intermediates_only=not final, stop_early=not final)
         if self._is_vit:
             arguments |= dict(norm=False, output_fmt="NLC", **(dict(return_prefix_tokens=True) if count else {}))
-        pixels = pixels.to(memory_format=self._layout)
         try:
             with self._positions_at(grid):
                 result = self._intermediates(pixels, **arguments)
