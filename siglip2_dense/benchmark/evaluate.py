@@ -26,7 +26,7 @@ VIT = "vit_base_patch16_siglip_256"
 class ReadyMaps(nn.Module):
     """An encoder that costs nothing: one map of 64 channels for each window, in turn."""
 
-    precision = "fp32"
+    precision, trains = "fp32", False
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class ReadyMaps(nn.Module):
         first, self.next = self.next, (self.next + count) % len(self.maps)
         return self.maps[first : first + count]
 
-    def features(self, images, taps, canvas=None, pooled=False) -> Features:
+    def features(self, images, taps, canvas=None, pooled=False, aligned=None) -> Features:
         return Features(dict.fromkeys(taps, self.take(len(images))), (self.geometry,) * len(images))
 
     def bare(self, pixels: Tensor) -> Tensor:

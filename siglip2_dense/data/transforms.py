@@ -8,8 +8,6 @@ transforms an image is a permuted view of an (H, W, 3) array, which the resizing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +21,7 @@ from siglip2_dense.resample import resize_image, resize_labels, warp_image, warp
 
 REDRAWS = 10  # of a crop with too much of one class; mmsegmentation's RandomCrop
 GAMMA, BRIGHTNESS, TINT = (0.9, 1.1), (0.75, 1.25), (0.9, 1.1)  # DINOv2's NYUv2 configs; the tint is of each channel
+VALUES = np.arange(256, dtype=np.float32)  # that a pixel may have; mmsegmentation computes in this type
 
 
 @TRANSFORMS.register_module()
@@ -213,19 +212,47 @@ class GammaJitter:
 
 
 @TRANSFORMS.register_module()
+@dataclass
 class PhotoMetricDistortion:
-    """Random brightness, contrast, saturation and hue: mmsegmentation's, with its defaults and its BGR order."""
+    """Brightness, contrast, saturation and hue, each changed with probability 1/2; contrast before or behind the rest.
 
-    def __init__(self):
-        from mmseg.datasets.transforms import PhotoMetricDistortion as Borrowed  # slow, so only where it is used
-
-        self.distort = Borrowed()
+    Source: mmsegmentation's PhotoMetricDistortion with its defaults, and what it draws after ``numpy.random.seed``.
+    What becomes of a value is looked up, and nothing is turned into BGR, which takes a third of its time.
+    """
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        bgr = np.ascontiguousarray(_pixels(sample.image)[..., ::-1])
-        with _global_numpy(rng):
-            bgr = self.distort.transform({"img": bgr})["img"]
-        return replace(sample, image=_image(np.ascontiguousarray(bgr[..., ::-1])))
+        draw = np.random.RandomState(int(rng.integers(2**32)))
+        image = _pixels(sample.image)
+
+        def contrast(image: np.ndarray) -> np.ndarray:
+            return _looked_up(image, VALUES * draw.uniform(0.5, 1.5)) if draw.randint(2) else image
+
+        if draw.randint(2):
+            image = _looked_up(image, VALUES + draw.uniform(-32, 32))
+        early = draw.randint(2)
+        if early:
+            image = contrast(image)
+        if draw.randint(2):
+            image = _in_hsv(image, 1, VALUES * draw.uniform(0.5, 1.5))
+        if draw.randint(2):
+            image = _in_hsv(image, 0, (VALUES + draw.randint(-18, 18)) % 180)
+        return replace(sample, image=_image(image if early else contrast(image)))
+
+
+def _looked_up(image: np.ndarray, becomes: np.ndarray) -> np.ndarray:
+    """The image (..., 3) or a channel of it, uint8, with each value 0-255 replaced; becomes: (256,) of any range."""
+    import cv2
+
+    return cv2.LUT(image, becomes.clip(0, 255).astype(np.uint8))
+
+
+def _in_hsv(image: np.ndarray, channel: int, becomes: np.ndarray) -> np.ndarray:
+    """The RGB image with the values of its hue (0, half degrees), saturation (1) or brightness (2) replaced."""
+    import cv2
+
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., channel] = _looked_up(hsv[..., channel], becomes)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 def _check_size(transform) -> None:
@@ -358,14 +385,3 @@ def _is_mixed(labels: Tensor, most: float) -> bool:
     """Whether there are two classes or more and none has ``most`` or more of the pixels that count."""
     counts = np.bincount(labels.numpy().ravel() - IGNORE)[1:]
     return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most
-
-
-@contextmanager
-def _global_numpy(rng: np.random.Generator) -> Iterator[None]:
-    """NumPy's global state as a function of ``rng`` within the block, and as it was after it."""
-    before = np.random.get_state()
-    np.random.seed(int(rng.integers(2**32)))
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

@@ -98,6 +98,7 @@ class FrozenEncoder(nn.Module):
             tower.set_grad_checkpointing(True)
         self.trainable = normalised(trainable)
         self.trained = Trained(chosen) if chosen else None
+        self._set_layout()
         self._intermediates = tower.forward_intermediates
         if compile:
             self._intermediates = torch.compile(tower.forward_intermediates)
@@ -158,7 +159,20 @@ class FrozenEncoder(nn.Module):
         if self.projection is not None:
             self.projection._apply(fn, recurse)
         self._tables.clear()  # they follow the stored table's device and type
+        self._set_layout()
         return self
+
+    def _set_layout(self) -> None:
+        if not self._is_vit:
+            self.tower.to(memory_format=self._layout)
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        """How the pixels and weights of a convolutional network, and so its maps, lie in memory: on a CPU channels last,
+        as the maps of transformers do, which is faster for all of them. Other devices are not measured.
+        """
+        last = not self._is_vit and self.mean.device.type == "cpu"
+        return torch.channels_last if last else torch.contiguous_format
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) RGB 0-255, float or uint8 -> one map (B, C, h, w) per tap, as mm frameworks expect."""
@@ -296,11 +310,11 @@ class FrozenEncoder(nn.Module):
             if padded != sizes[0]:
                 top, left, h, w = boxes[0]
                 pixels = nn.functional.pad(pixels, (left, padded[1] - w - left, top, padded[0] - h - top))
-            return pixels, geometry
-        pixels = self.mean.new_zeros(len(sizes), 3, *padded)
-        for place, image, (top, left, h, w) in zip(pixels, images, boxes, strict=True):
-            place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
-        return pixels, geometry
+        else:
+            pixels = self.mean.new_zeros(len(sizes), 3, *padded)
+            for place, image, (top, left, h, w) in zip(pixels, images, boxes, strict=True):
+                place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
+        return pixels.to(memory_format=self._layout), geometry
 
     def _run(self, pixels: Tensor, grid: Size, blocks: Sequence[int], final: bool):
         """The output of each block, without the final norm, and what the tower itself ends with, if asked for.

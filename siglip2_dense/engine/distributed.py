@@ -12,14 +12,16 @@ import subprocess
 import torch
 import torch.distributed as dist
 
+from siglip2_dense.engine.memory import keep_freed_memory
 from siglip2_dense.errors import UserError
 
 
 def start(launcher: str) -> None:
-    """Join the group of "pytorch" (torchrun) or "slurm"; nothing for "none" or when it is up.
+    """Set up this process for work, and join the group of "pytorch" (torchrun) or "slurm", if there is one and not yet.
 
     Raises UserError when the launcher's environment variables are missing.
     """
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # "fp32" in a record means float32, in convolutions too
     if launcher == "none" or dist.is_initialized():
         return

@@ -85,6 +85,26 @@ def test_convolutional_maps_at_their_strides(name):
     assert encoder.out_channels == [x.shape[1] for x in expected]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "test_convnext", "tf_efficientnet_lite0", "fastvit_t8"])
+@pytest.mark.parametrize("batch", [images(1, 3, 64, 96), images(3, 3, 70, 33)])
+def test_convolutions_have_their_channels_last_and_give_the_same(name, batch):
+    encoder = FrozenEncoder(name, weights="random", layers="even4")
+    plain = copy.deepcopy(encoder.tower).to(memory_format=torch.contiguous_format)
+    pixels = encoder._pixels(batch, None)[0].contiguous()
+    with torch.no_grad():
+        expected = plain.forward_intermediates(
+            pixels, indices=[tap.block for tap in encoder.taps], intermediates_only=True
+        )
+    kernels = [weight for weight in encoder.tower.parameters() if weight.dim() == 4 and min(weight.shape[1:]) > 1]
+    assert kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+    for found, wanted in zip(encoder(batch), expected, strict=True):
+        assert found.is_contiguous(memory_format=torch.channels_last)  # as the maps of transformers are
+        assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert fingerprint(encoder.tower) == fingerprint(plain) == encoder.fingerprint
+    assert encoder.to(torch.float64).features(batch).pooled is None
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
 def test_one_pass_serves_taps_with_and_without_norm():
     encoder = FrozenEncoder("test_vit", weights="random")
     batch = images(2, 3, 160, 160)
