@@ -23,7 +23,7 @@ from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import ENCODER
+from siglip2_dense.models.probe import ENCODER, seed_devices
 from siglip2_dense.registry import build, check_arguments
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
@@ -90,7 +90,7 @@ class KeepHeads(Hook):
         self.run.probe.step = runner.iter
         # whatever a head draws, dropout say, is a function of the step
         self.run.probe.draws = hash((self.run.seed, runner.iter, get_rank())) % 2**63
-        torch.manual_seed(self.run.probe.draws)
+        seed_devices(self.run.probe.draws)
         for name, groups in runner.optim_wrapper.param_groups.items():
             self.notes["rates"][name] = max(self.notes["rates"].get(name, 0.0), *(group["lr"] for group in groups))
 
