@@ -23,7 +23,7 @@ from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import ENCODER
+from siglip2_dense.models.probe import ENCODER, seed_devices
 from siglip2_dense.registry import build, check_arguments, known_arguments
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
@@ -92,7 +92,7 @@ class KeepHeads(Hook):
 
         probe = self.run.probe
         probe.step, probe.draws = runner.iter, {name: drawn(seed) for name, seed in probe.seeds.items()}
-        torch.manual_seed(drawn(self.run.seed))
+        seed_devices(drawn(self.run.seed))
         for name, groups in runner.optim_wrapper.param_groups.items():
             self.notes["rates"][name] = max(self.notes["rates"].get(name, 0.0), *(group["lr"] for group in groups))
 

@@ -41,14 +41,14 @@ class DrawnPixels:
         self.pixels, weights = draw_pixels(labels, count, seeds)
         self.labels = labels.flatten(1).gather(1, self.pixels).clamp_(min=0).view(-1, 1)  # without one, the weight is 0
         self.weights = weights.view(-1, 1)
-        self.counted = weights.sum().clamp(min=1)  # they stand for all labelled pixels
+        self.counted = weights.sum()  # they stand for all labelled pixels
         self._of_grids: dict[Size, Corners] = {}
 
     def cross_entropy(self, scores: Tensor, denominator: int | Tensor | None = None) -> Tensor:
         """``sampled_cross_entropy`` of these pixels."""
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         total = WithGradient.apply(scores, self._summed)
-        return total / (self.counted if denominator is None else denominator)
+        return total / (self.counted.clamp(min=1) if denominator is None else denominator)
 
     def _summed(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of scores (B, K, h, w) times the number of pixels, and its gradient."""
@@ -86,9 +86,10 @@ class Corners:
         weights = [y * x for y in (1 - down, down) for x in (1 - across, across)]
         self.cells, self.weights = (torch.stack(values, -1).flatten(0, 1) for values in (corners, weights))
         # the same by cells: the pixels around each, one cell's after the other's
-        ordered, order = self.cells.flatten().sort(stable=True)
+        order = self.cells.flatten().int().argsort(stable=True)
         self._pixels, self._their_weights = order // 4, self.weights.flatten()[order]
-        self._first = torch.searchsorted(ordered, torch.arange(images * height * width, device=device))
+        counts = torch.bincount(self.cells.flatten(), minlength=images * height * width)
+        self._first = counts.cumsum(0) - counts
 
     def values(self, cells: Tensor) -> Tensor:
         """(B h w, K) -> (B n, K): what ``resize_logits`` has at the pixels."""

@@ -194,7 +194,7 @@ class DenseProbe(BaseModel):
         found = {}
         for names in _by_kin(self.heads):
             if self.draws is not None and self.training:
-                torch.manual_seed(self.draws[names[0]])  # heads of one kin draw nothing
+                seed_devices(self.draws[names[0]])  # heads of one kin draw nothing
             heads = [self.heads[name] for name in names]
             raw = heads[0].together(heads, features) if len(heads) > 1 else [heads[0](features)]
             found.update(zip(names, raw, strict=True))
@@ -278,6 +278,13 @@ class DenseProbe(BaseModel):
         if self.inference["mode"] == "whole":
             return [(0, 0, *size)]
         return window_boxes(size, self.inference["crop"], self.inference["stride"])
+
+
+def seed_devices(seed: int) -> None:
+    """``torch.manual_seed`` for the devices in use; it would format and keep a traceback for each that is not."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 def _by_kin(parts: Mapping[str, object]) -> Iterable[list[str]]:

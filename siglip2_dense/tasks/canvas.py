@@ -49,11 +49,11 @@ def cells_on_canvas(maps: Tensor, geometry: Sequence[Geometry]) -> list[tuple[sl
 def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometry], none: float) -> Tensor:
     """(B, ..., *canvas): the field ``target`` of each sample in its image's box, and ``none`` around it.
 
-    Raises UserError for a sample without the target, or with one of another size than its image.
+    Where the samples share memory, as those from a store, it may be that memory. Raises UserError for a sample without
+    the target, or with one of another size than its image.
     """
     size, boxes = _places(geometry)
-    canvas = None
-    for number, (sample, (top, left, height, width)) in enumerate(zip(samples, boxes, strict=True)):
+    for sample, (_, _, height, width) in zip(samples, boxes, strict=True):
         values = getattr(sample, target)
         if values is None:
             raise UserError(
@@ -64,12 +64,24 @@ def on_canvas(samples: Sequence[Sample], target: str, geometry: Sequence[Geometr
                 f"{sample.path}: {target} of {tuple(values.shape[-2:])} pixels for an image of {(height, width)}; "
                 "transforms of training resize targets along (targets=True)."
             )
-        if canvas is None:
-            canvas = values.new_empty(len(samples), *values.shape[:-2], *size)
-        if (height, width) != size:
-            canvas[number].fill_(none)
-        canvas[number, ..., top : top + height, left : left + width] = values
+    maps = [getattr(sample, target) for sample in samples]
+    if all(box == (0, 0, *size) for box in boxes):
+        return _stack(maps)
+    canvas = maps[0].new_full((len(maps), *maps[0].shape[:-2], *size), none)
+    for laid, values, (top, left, height, width) in zip(canvas, maps, boxes, strict=True):
+        laid[..., top : top + height, left : left + width] = values
     return canvas
+
+
+def _stack(maps: Sequence[Tensor]) -> Tensor:
+    """``torch.stack``, but without a copy where the maps lie one after another in memory that they share."""
+    first, length = maps[0], maps[0].numel()
+    shared = first.untyped_storage().data_ptr()
+    for number, values in enumerate(maps):
+        lies_next = values.data_ptr() == first.data_ptr() + number * length * first.element_size()
+        if not (lies_next and values.is_contiguous() and values.untyped_storage().data_ptr() == shared):
+            return torch.stack(maps)
+    return first.as_strided((len(maps), *first.shape), (length, *first.stride()))
 
 
 def pixels_on_canvas(geometry: Sequence[Geometry]) -> int:

@@ -87,21 +87,18 @@ class Segmentation:
         """``loss`` of the raw map of each of several heads; what is done with the labels is done once."""
         labels = on_canvas(samples, self.target, geometry, none=IGNORE)
         seeds = [(step or 0, sample.index + 1) for sample in samples]
-        compared = []  # of each group of images, the loss as a function of their cells
-        for images, _, (height, width) in cells_on_canvas(raws[0], geometry):
-            own = labels[images, :height, :width]
-            if self.sampled:
-                compared.append(DrawnPixels(own, self.samples, seeds[images]).cross_entropy)
-            else:
-                compared.append(partial(upsampled_cross_entropy, labels=own))
-        if self.average == "all":
-            pixels = pixels_on_canvas(geometry)
+        groups = [(images, labels[images, :h, :w]) for images, _, (h, w) in cells_on_canvas(raws[0], geometry)]
+        if self.sampled:
+            drawn = [DrawnPixels(own, self.samples, seeds[images]) for images, own in groups]
+            losses, counted = [own.cross_entropy for own in drawn], sum(own.counted for own in drawn)
         else:
-            pixels = torch.count_nonzero(labels != IGNORE).clamp(min=1)
+            losses = [partial(upsampled_cross_entropy, labels=own) for _, own in groups]
+            counted = torch.count_nonzero(labels != IGNORE)
+        pixels = pixels_on_canvas(geometry) if self.average == "all" else counted.clamp(min=1)
         terms = []
         for raw in raws:
-            groups = zip(cells_on_canvas(raw, geometry), compared, strict=True)
-            terms.append({"loss_ce": sum(loss(cells, denominator=pixels) for (_, cells, _), loss in groups)})
+            own = zip(cells_on_canvas(raw, geometry), losses, strict=True)
+            terms.append({"loss_ce": sum(loss(cells, denominator=pixels) for (_, cells, _), loss in own)})
         return terms
 
     def predict(self, windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
