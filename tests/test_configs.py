@@ -10,8 +10,8 @@ from torch import nn
 
 from siglip2_dense.cli.common import load_config
 from siglip2_dense.engine.configs import check_keys, check_trains
+from siglip2_dense.engine.optimizers import _optimizer
 from siglip2_dense.engine.run import build_probe
-from siglip2_dense.engine.train import _optimizer
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import DATASETS, MODELS, TRANSFORMS, build, resolve

@@ -19,9 +19,9 @@ from mmengine.config import Config
 from siglip2_dense.benchmark.measure import figure, interleave
 from siglip2_dense.contracts import IGNORE, Sample, Size
 from siglip2_dense.engine.configs import find_config
-from siglip2_dense.engine.devices import DEVICES, Device, measured_cpu
+from siglip2_dense.engine.devices import Device, measured_cpu
+from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of
 from siglip2_dense.engine.plan import plan
-from siglip2_dense.engine.train import JointOptimWrapper, optimizers_of
 from siglip2_dense.registry import MODELS, build
 
 STEPS, IMAGES = 1000, 1000  # enough of them for what happens once to vanish in the mean

@@ -14,7 +14,7 @@ from siglip2_dense.benchmark.measure import figure, interleave, milliseconds, ra
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Sample, Size, Tap
 from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.engine.grid import Member, members
-from siglip2_dense.engine.train import JointOptimWrapper, optimizers_of
+from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of
 from siglip2_dense.models import DenseProbe
 
 NAME, WIDTH, BLOCKS, PATCH = "siglip2-base-16-512", 768, 12, 16

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,42 +10,18 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import all_reduce, broadcast, get_rank, is_main_process
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
-from torch import nn
 
 from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
+from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of, schedules_of
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import ENCODER, seed_devices
-from siglip2_dense.registry import build, check_arguments, known_arguments
-
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
-
-
-class JointOptimWrapper(OptimWrapperDict):
-    """One backward pass for all heads, then a step of each head's own optimizer."""
-
-    def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
-        self.zero_grad()
-        loss.backward()
-        for wrapper in self.values():
-            wrapper.step()
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        yield
-
-
-class SilentOptimWrapper(OptimWrapper):
-    """Says no gradient's norm to the log, which would take those of several heads for one, and wait for each."""
-
-    def _clip_grad(self):
-        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], **self.clip_grad_kwargs)
+from siglip2_dense.models.probe import seed_devices
+from siglip2_dense.registry import check_arguments
 
 
 class KeepHeads(Hook):
@@ -201,7 +175,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=config.train_cfg.max_iters, val_interval=2**62),
         optim_wrapper=JointOptimWrapper(**optimizers),
-        param_scheduler={name: [_to_its_own(s, wrapper) for s in schedules] for name, wrapper in optimizers.items()},
+        param_scheduler=schedules_of(optimizers, schedules),
         default_hooks=dict(
             runtime_info=keep.says,
             checkpoint=None,
@@ -228,39 +202,6 @@ def share_buffers(probe) -> None:
     """Batch norm's statistics are each rank's own: bring them to those of the first, which the saved heads have."""
     for buffer in probe.heads.buffers():
         broadcast(buffer)
-
-
-def optimizers_of(probe) -> dict[str, OptimWrapper]:
-    """One for each head, and one for what trains of the encoder."""
-    wrapper = OptimWrapper if len(probe.heads) == 1 else SilentOptimWrapper
-    found = {name: _optimizer(probe.optim[name], head.parameters(), wrapper) for name, head in probe.heads.items()}
-    if probe.trains_encoder:
-        settings = {**next(iter(probe.optim.values())), **probe.encoder_optim}
-        multiplier, decay = settings.pop("lr_mult", 1.0), settings.pop("layer_decay", 1.0)
-        if "lr" not in settings:
-            raise UserError("encoder_optim: no learning rate is given; give lr, here or in the first head's optim.")
-        settings["lr"] *= multiplier
-        found[ENCODER] = _optimizer(settings, probe.encoder.rate_groups(settings["lr"], decay))
-    return found
-
-
-def _optimizer(settings: dict, parameters, wrapper: type[OptimWrapper] = OptimWrapper) -> OptimWrapper:
-    """The optimizer of these parameters; ``clip_norm`` in its settings bounds the norm of their gradient."""
-    settings = dict(settings)
-    clip = settings.pop("clip_norm", None)
-    if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
-        raise UserError(f"clip_norm={clip!r}: give a number above 0.")
-    # one pass over the weights instead of a dozen, which is most of what a small head's step takes
-    fused = dict(fused=True) if check_arguments(OPTIMIZERS, settings) in FUSED and "foreach" not in settings else {}
-    optimizer = build(OPTIMIZERS, settings, params=parameters, **fused)
-    return wrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
-
-
-def _to_its_own(schedule: dict, wrapper: OptimWrapper) -> dict:
-    """A schedule for one optimizer. One that rises to eta_max, and does not say to what, rises to the rates there."""
-    if "eta_max" in schedule or "eta_max" not in (known_arguments(check_arguments(PARAM_SCHEDULERS, schedule)) or ()):
-        return schedule
-    return {**schedule, "eta_max": [group["lr"] for group in wrapper.param_groups]}
 
 
 def prepare(work_dir: Path, resume: bool) -> None:

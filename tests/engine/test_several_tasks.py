@@ -131,7 +131,7 @@ def test_losses_are_told_the_step_that_a_resumed_run_is_at(tiny, tmp_path, monke
 
 
 def test_the_gradient_of_a_head_is_clipped_by_itself():
-    from siglip2_dense.engine.train import _optimizer
+    from siglip2_dense.engine.optimizers import _optimizer
 
     linear = torch.nn.Linear(3, 1, bias=False)
     before = linear.weight.detach().clone()
