@@ -168,7 +168,7 @@ class FrozenEncoder(nn.Module):
 
     @property
     def _layout(self) -> torch.memory_format:
-        """How the pixels and weights of a convolutional network, and so its maps, lie in memory: on a CPU channels last,
+        """How pixels and weights of a convolutional network, and so its maps, lie in memory: on a CPU channels last,
         as the maps of transformers do, which is faster for all of them. Other devices are not measured.
         """
         last = not self._is_vit and self.mean.device.type == "cpu"

@@ -53,7 +53,7 @@ def optimizers_of(probe) -> dict[str, OptimWrapper]:
 
 
 def schedules_of(optimizers: Mapping[str, OptimWrapper], schedules: Sequence[dict]) -> dict[str, list[dict]]:
-    """The schedules for each optimizer. One that rises to eta_max, and does not say to what, rises to the rates there."""
+    """The schedules of each optimizer; one that rises to an ``eta_max`` that is not given rises to its own rates."""
 
     def own(schedule: dict, wrapper: OptimWrapper) -> dict:
         known = known_arguments(check_arguments(PARAM_SCHEDULERS, schedule)) or ()
