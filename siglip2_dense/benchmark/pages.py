@@ -10,11 +10,11 @@ from pathlib import Path
 from siglip2_dense.files import write_text
 
 PAGES = {
-    "results.md": ("Results", "What trained heads score on real data.", ("camvid", "kitchen")),
+    "results.md": ("Results", "What trained heads score on real data.", ("pretraining", "kitchen")),
     "performance.md": (
         "Performance",
         "Time and memory, both sides of each ratio in one run.",
-        ("encoder", "evaluate", "heads", "loss"),
+        ("encoder", "evaluate", "heads", "loss", "store", "sweep", "camvid", "plan"),
     ),
 }
 
