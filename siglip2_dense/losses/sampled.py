@@ -78,12 +78,13 @@ class Corners:
 
     def __init__(self, pixels: Tensor, size: Size, cells: Size):
         (height, width), images, device = cells, len(pixels), pixels.device
-        rows, down = (table.to(device)[pixels // size[1]] for table in bilinear_corners(height, size[0]))
-        columns, across = (table.to(device)[pixels % size[1]] for table in bilinear_corners(width, size[1]))
+        y, x = pixels // size[1], pixels % size[1]
+        rows, down = (table.to(device)[y] for table in bilinear_corners(height, size[0]))
+        columns, across = (table.to(device)[x] for table in bilinear_corners(width, size[1]))
         rows = rows + height * torch.arange(images, device=device)[:, None]
         below, right = rows + (down > 0), columns + (across > 0)  # the last cell has none beside it
-        corners = [y * width + x for y in (rows, below) for x in (columns, right)]
-        weights = [y * x for y in (1 - down, down) for x in (1 - across, across)]
+        corners = [row * width + column for row in (rows, below) for column in (columns, right)]
+        weights = [of_row * of_column for of_row in (1 - down, down) for of_column in (1 - across, across)]
         self.cells, self.weights = (torch.stack(values, -1).flatten(0, 1) for values in (corners, weights))
         # the same by cells: the pixels around each, one cell's after the other's
         order = self.cells.flatten().int().argsort(stable=True)
@@ -108,13 +109,22 @@ def draw_pixels(labels: Tensor, count: int, seeds: Sequence[Seed]) -> tuple[Tens
     one pixel is drawn and stands for all of it: neighbours are much alike, so that this varies less than as many pixels
     drawn anywhere. Where fewer pixels are labelled some stretches are empty, and their pixel has weight 0.
     """
-    seen = (labels != IGNORE).flatten(1).cumsum(1, dtype=torch.int32)
+    counted = (labels != IGNORE).flatten(1)
     ranks, weights = [], []
-    for labelled, seed in zip(seen[:, -1].tolist(), seeds, strict=True):
+    for labelled, seed in zip(counted.sum(1).tolist(), seeds, strict=True):
         edges = np.arange(count + 1) * labelled // count
         length = np.diff(edges)
         ranks.append(edges[:-1] + (np.random.default_rng(seed).random(count) * length).astype(np.int64))
         weights.append(length)
     ranks, weights = (torch.from_numpy(np.stack(values)).to(labels.device) for values in (ranks, weights))
-    places = torch.searchsorted(seen, ranks.int() + 1)
-    return places.clamp_(max=seen.shape[1] - 1), weights
+    return _of_ranks(counted, ranks), weights
+
+
+def _of_ranks(counted: Tensor, ranks: Tensor) -> Tensor:
+    """The places (B, n) in ``counted`` (B, N) bool of those that are true, by their numbers; any place beyond them."""
+    if counted.device.type == "cpu":  # numpy finds them all in less time than their running number takes
+        places = [np.append(np.flatnonzero(own), 0) for own in counted.numpy()]
+        found = [own[number.clip(max=len(own) - 1)] for own, number in zip(places, ranks.numpy(), strict=True)]
+        return torch.from_numpy(np.stack(found))
+    places = torch.searchsorted(counted.cumsum(1, dtype=torch.int32), ranks.int() + 1)
+    return places.clamp_(max=counted.shape[1] - 1)
