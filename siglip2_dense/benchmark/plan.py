@@ -2,24 +2,30 @@
 
 Estimate and measurement are of the same work, by the repository's configs on generated sizes: a step of training
 through the encoder or from features in memory, an image that is evaluated, a pass of the encoder. The figure is how
-many times the one is the other, whichever is larger; the detail says which. What a device is assumed to reach is in
-``engine/devices.py``; the CPU's peak rates are measured at the start. Nothing here has run on an H100.
+many times the one is the other, whichever is larger; the detail says which. The CPU's peak rates are measured at the
+start; what part of them is reached is assumed, in ``engine/devices.py``. Nothing here has run on an H100: its hours
+follow from NVIDIA's data sheet and the parts named beside them, for heads in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import count
 from statistics import median
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from torch import Tensor
 
 from siglip2_dense.benchmark.measure import figure, interleave
-from siglip2_dense.contracts import IGNORE, Sample, Size
+from siglip2_dense.contracts import IGNORE, Features, Sample, Size
 from siglip2_dense.engine.configs import find_config
-from siglip2_dense.engine.devices import Device, measured_cpu
+from siglip2_dense.engine.devices import DEVICES, Device, measured_cpu
+from siglip2_dense.engine.memory import keep_freed_memory
 from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of
 from siglip2_dense.engine.plan import plan
 from siglip2_dense.registry import MODELS, build
@@ -38,13 +44,20 @@ class Case(NamedTuple):
     precision: str = "fp32"  # of the encoder
 
 
-ADE20K, PHASES = "probe_ade20k", ("step", "step from features", "evaluation")
+ADE20K = "probe_ade20k"
+PHASES = ("step", "step from features", "evaluation", "evaluation from features")
 CASES = (
     Case(ADE20K, "siglip2-base-16-512", (512, 512), 2, PHASES),
     Case(ADE20K, "siglip2-base-16-512", (512, 512), 2, ("pass",), "bf16"),
     Case(ADE20K, "siglip2-so400m-14-384", (512, 512), 1, ("pass",)),
     Case("probe_camvid", "efficientnet-lite0", (336, 448), 8, PHASES),
-    Case("probe_nyuv2_depth_dpt", "siglip2-base-16-512", (480, 640), 1, PHASES[1:]),
+    Case(
+        "probe_nyuv2_depth_dpt",
+        "siglip2-base-16-512",
+        (480, 640),
+        1,
+        ("step from features", "evaluation from features"),
+    ),
 )
 QUICK = (
     Case(ADE20K, "siglip2-base-16-256", (256, 256), 2, PHASES),
@@ -62,6 +75,7 @@ ROW = {  # the columns of Table 2, and images of training and test where the set
 
 def run(quick: bool) -> list[dict]:
     """Figures: estimate against measurement of each case and phase, and hours of the row."""
+    keep_freed_memory()  # as training and evaluation do
     device = measured_cpu()
     figures = []
     for case in QUICK if quick else CASES:
@@ -93,6 +107,7 @@ def estimates(config: Config, device: Device) -> dict[str, float]:
         "step": straight["training"] / STEPS,
         "step from features": stored["training"] / STEPS,
         "evaluation": straight["evaluation"] / IMAGES,
+        "evaluation from features": stored["evaluation"] / IMAGES,
         "pass": stored["extraction"] / IMAGES,
     }
 
@@ -103,21 +118,29 @@ def work_of(config: Config, case: Case) -> dict[str, Callable[[], object]]:
     optimizers = JointOptimWrapper(**optimizers_of(probe))
     images = [torch.randint(0, 256, (3, *case.size), dtype=torch.uint8) for _ in range(case.batch)]
     samples = [_sample(case.size, index, probe) for index in range(case.batch)]
-    features = probe.features(images, probe.canvas)
-    names = iter(range(10**9))
+    positions = count()
+
+    @cache
+    def features() -> Features:
+        return probe.features(images, probe.canvas)
+
+    @cache
+    def windows() -> Features:
+        return _windows(probe, images[0])
 
     def step(inputs) -> None:
         probe.train().train_step({"inputs": inputs, "data_samples": samples}, optimizers)
 
-    def evaluation() -> None:
-        (found,) = probe.eval()(images[:1], samples[:1], mode="predict")
+    def evaluation(inputs) -> None:
+        (found,) = probe.eval()([inputs], samples[:1], mode="predict")
         for name, task in probe.tasks.items():
-            task.metric().update(found[name], getattr(samples[0], task.target), next(names))
+            task.metric().update(found[name], getattr(samples[0], task.target), next(positions))
 
     return {
         "step": lambda: step(images),
-        "step from features": lambda: step(features),
-        "evaluation": evaluation,
+        "step from features": lambda: step(features()),
+        "evaluation": lambda: evaluation(images[0]),
+        "evaluation from features": lambda: evaluation(windows()),
         "pass": lambda: probe.features(images, probe.canvas),
     }
 
@@ -142,7 +165,41 @@ def compare(case: Case, device: Device, rounds: int) -> list[dict]:
 
 
 def row(encoder: str) -> list[dict]:
-    return []
+    """Figures: hours of training and testing a head for every column, through the encoder and from stored features."""
+    device, figures = DEVICES["h100"], []
+    for precision in ("fp32", "bf16"):
+        plans = {}
+        for column, (name, images) in ROW.items():
+            config = Config.fromfile(find_config(name))
+            config.model.encoder.update(name=encoder, precision=precision)
+            plans[column] = plan(config, device, images)
+        assumed = " and ".join(
+            f"{device.reached[kind]:.0%} of {device.operations[kind] / 1e12:g} TFLOP/s ({what})"
+            for what, kind in (("encoder", precision), ("heads", "fp32"))
+        )
+        for way in ("straight", "stored"):
+            hours = {column: found["seconds"][way]["total"] / 3600 for column, found in plans.items()}
+            detail = ", ".join(f"{column} {value:.2g}" for column, value in hours.items())
+            if way == "straight":
+                wanted = max(found["images_per_second"][way] for found in plans.values())
+                detail += f"; a loader of up to {wanted:.0f} images/s"
+            else:
+                size = sum(
+                    found["bytes"]["stored_train"] + found["bytes"]["stored_windows"] for found in plans.values()
+                )
+                detail += f"; extraction included, one view, {size / 1e9:.0f} GB"
+            name = f"hours on one H100, Table 2 row of {encoder}, {way}, encoder in {precision}"
+            figures.append(figure(name, sum(hours.values()), detail=f"{detail}; assumed to reach {assumed}"))
+    return figures
+
+
+def _windows(probe, image: Tensor) -> Features:
+    """Features of an image's windows, as a store gives them."""
+    size = tuple(image.shape[1:])
+    boxes = probe.windows(size) * (2 if probe.inference.get("flip") else 1)
+    features = probe.features([image[:, top : top + h, left : left + w] for top, left, h, w in boxes])
+    places = zip(features.geometry, boxes, strict=True)
+    return replace(features, geometry=tuple(replace(at, resized=size, original=size, window=box) for at, box in places))
 
 
 def _sample(size: Size, index: int, probe) -> Sample:

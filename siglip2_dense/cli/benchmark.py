@@ -7,7 +7,19 @@ from pathlib import Path
 
 from siglip2_dense.errors import UserError
 
-NAMES = ("camvid", "encoder", "evaluate", "heads", "kitchen", "loss", "plan", "pretraining", "store", "sweep")
+NAMES = (
+    "camvid",
+    "encoder",
+    "evaluate",
+    "heads",
+    "kitchen",
+    "loss",
+    "plan",
+    "pretraining",
+    "store",
+    "sweep",
+    "throughput",
+)
 WITH_PICTURES = ("kitchen",)  # they leave pictures in the folder FILE without its .json
 
 

@@ -168,8 +168,8 @@ class FrozenEncoder(nn.Module):
 
     @property
     def _layout(self) -> torch.memory_format:
-        """How pixels and weights of a convolutional network, and so its maps, lie in memory: on a CPU channels last,
-        as the maps of transformers do, which is faster for all of them. Other devices are not measured.
+        """How pixels, weights and so maps of a convolutional network lie in memory: on a CPU channels last, as the maps
+        of transformers do, which is faster for all that were measured. Other devices were not.
         """
         last = not self._is_vit and self.mean.device.type == "cpu"
         return torch.channels_last if last else torch.contiguous_format

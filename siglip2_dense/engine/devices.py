@@ -15,8 +15,9 @@ import torch
 from siglip2_dense.errors import UserError
 
 ADAM = 28  # bytes that a step of Adam moves for each parameter: four numbers read, three written
-LOSS, ARGMAX = 3, 4  # exponentials that take as long as a pixel's score of one class, trained on and predicted
-MOMENT = 0.3  # seconds of measuring
+LOSS, ARGMAX = 5, 2.2  # exponentials that take as long as a pixel's score of one class, trained on and predicted,
+BESIDE = 20  # and scores that take as long as what else there is to do for a pixel
+MOMENT = 0.5  # seconds of measuring
 PASSES = 3  # over what a head reads and keeps: written, read, and read again going back
 
 
@@ -30,7 +31,6 @@ class Device:
     memory: float  # bytes a second
     reached: dict[str, float]  # part of the operations that transformers and heads reach; an assumption, as are
     reached_otherwise: float = 0.7  # that of the two other rates,
-    convolutional: float = 0.4  # what part of ``reached`` other encoders reach,
     disk: float = 5e9  # bytes a second (one NVMe drive),
     keeps: float = 200e9  # bytes of a store that the main memory keeps once they have been read,
     step: float = 5e-3  # and the seconds of a training step, or a tested image, beside its arithmetic
@@ -69,8 +69,8 @@ def measured_cpu() -> Device:
         operations=rates,
         exponentials=threads * few[0].size / _seconds(lambda: np.exp(few[0], out=few[1])),
         memory=many.nbytes / _seconds(lambda: many[1].copy_(many[0])),
-        reached={"fp32": 0.8, "bf16": 0.8},
-        reached_otherwise=0.5,
+        reached={"fp32": 0.8, "bf16": 0.7},
+        reached_otherwise=0.8,
         disk=2e9,
         keeps=0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
@@ -91,10 +91,11 @@ class Work(NamedTuple):
     """Of one image, or of its windows together."""
 
     encoder: float  # operations
+    through: float  # bytes that a convolutional encoder moves
     heads: float  # operations, forward
     training: float  # operations of the heads, forward and backward
     moved: float  # bytes that heads move, forward
-    scores: float  # of pixels and classes that are predicted,
+    scores: float  # of pixels and classes that are predicted, BESIDE more for each pixel,
     losses: float  # and that a loss looks at
     stored: float  # bytes of features on disk
 
@@ -110,31 +111,35 @@ class Work(NamedTuple):
 class Rates:
     """Seconds of work on a device."""
 
-    def __init__(self, device: Device, encoder: str, heads: str, transformer: bool, parameters: int):
+    def __init__(self, device: Device, encoder: str, heads: str, parameters: int):
         self.device, self.parameters = device, parameters
         rates = {precision: rate * device.reached[precision] for precision, rate in device.operations.items()}
         if encoder not in rates:
             raise UserError(f"precision={encoder!r} has no rate on {device.name}; give {' or '.join(rates)}.")
-        self.encoder = rates[encoder] * (1 if transformer else device.convolutional)
+        self.encoder = rates[encoder]
         self.heads = rates[heads]
         self.memory = device.memory * device.reached_otherwise
         self.exponentials = device.exponentials * device.reached_otherwise
+
+    def encode(self, work: Work) -> float:
+        """A pass through the encoder."""
+        return work.encoder / self.encoder + work.through / self.memory
 
     def step(self, batch: int, work: Work, straight: bool) -> float:
         """Of training, but for reading from a store, which goes on meanwhile."""
         heads = max(work.training / self.heads, PASSES * work.moved / self.memory)
         scores = LOSS * work.losses / self.exponentials
         fixed = self.device.step + ADAM * self.parameters / self.memory
-        encoder = work.encoder / self.encoder if straight else 0
+        encoder = self.encode(work) if straight else 0
         return batch * (encoder + heads + scores) + fixed
 
     def test(self, work: Work, straight: bool) -> float:
         """Of an image, likewise."""
         heads = max(work.heads / self.heads, work.moved / self.memory)
         scores = ARGMAX * work.scores / self.exponentials
-        encoder = work.encoder / self.encoder if straight else 0
+        encoder = self.encode(work) if straight else 0
         return encoder + heads + scores + self.device.step
 
     def extract(self, work: Work) -> float:
         """Of an image; writing goes on meanwhile."""
-        return max(work.encoder / self.encoder, work.stored / self.device.disk)
+        return max(self.encode(work), work.stored / self.device.disk)

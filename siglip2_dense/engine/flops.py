@@ -37,6 +37,9 @@ class EncoderCost(NamedTuple):
     """Operations. Of transformers "patches", "projections" (queries, keys, values and outputs), "attention" (quadratic
     in the number of tokens), "mlp" and "pooling"; of others "network"."""
     live: int  # about how many numbers are held at once
+    moved: int = (
+        0  # numbers that the layers of other networks read and write; in transformers the products outweigh them
+    )
 
     @property
     def operations(self) -> int:
@@ -98,12 +101,12 @@ def encoder_cost(encoder: Bare, size: Size, taps: Sequence[Tap], pooled: bool) -
 
 def _counted(tower: nn.Module, size: Size, depth: int) -> EncoderCost:
     """Of a network of any kind, up to its block or stage ``depth``, by letting shapes pass through it."""
-    widest = 0
+    widest = moved = 0
 
     def look(layer, given, made) -> None:
-        nonlocal widest
-        tensors = [value for value in (*given, made) if isinstance(value, torch.Tensor)]
-        widest = max(widest, sum(tensor.numel() for tensor in tensors))
+        nonlocal widest, moved
+        numbers = sum(value.numel() for value in (*given, made) if isinstance(value, torch.Tensor))
+        widest, moved = max(widest, numbers), moved + numbers
 
     hooks = [layer.register_forward_hook(look) for layer in tower.modules() if not list(layer.children())]
     counter = FlopCounterMode(display=False)
@@ -114,7 +117,7 @@ def _counted(tower: nn.Module, size: Size, depth: int) -> EncoderCost:
     finally:
         for hook in hooks:
             hook.remove()
-    return EncoderCost({"network": counter.get_total_flops()}, widest)
+    return EncoderCost({"network": counter.get_total_flops()}, widest, moved)
 
 
 def blank_features(facts: EncoderFacts, taps: Sequence[Tap], pooled: bool, size: Size, batch: int) -> Features:

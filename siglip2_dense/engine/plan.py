@@ -24,7 +24,7 @@ from siglip2_dense.contracts import Size
 from siglip2_dense.encoders.facts import padded
 from siglip2_dense.encoders.frozen import PRECISIONS
 from siglip2_dense.engine.configs import check_keys, check_trains
-from siglip2_dense.engine.devices import Device, Rates, Work
+from siglip2_dense.engine.devices import BESIDE, Device, Rates, Work
 from siglip2_dense.engine.encoding import row_bytes
 from siglip2_dense.engine.extract import settings as stored_settings
 from siglip2_dense.engine.flops import (
@@ -69,7 +69,8 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
     run = _run(config, views, train.count, val.count)
     encoder, probe = _bare(config, train)
     facts, taps, pooled = encoder.facts, probe.taps, probe.pooled
-    kin = _kin(probe.heads)
+    kin, precision = _kin(probe.heads), config.model.encoder.get("precision", "fp32")
+    number = 4 if precision == "fp32" else 2  # bytes
 
     @cache
     def cost(names: tuple[str, ...], size: Size) -> HeadCost:
@@ -78,14 +79,15 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
     @cache
     def work(size: Size) -> Work:
         costs = [cost(names, size) for names in kin]
-        stored = row_bytes(facts, taps, pooled, False, size)
+        stored, whole = row_bytes(facts, taps, pooled, False, size), encoder_cost(encoder, size, taps, pooled)
         return Work(
-            encoder=encoder_cost(encoder, size, taps, pooled).operations,
+            encoder=whole.operations,
+            through=number * whole.moved,
             heads=sum(cost.forward for cost in costs),
             training=sum(cost.training for cost in costs),
             moved=2 * stored + sum(cost.kept for cost in costs),
-            scores=sum(_channels(task) * math.prod(size) for task in probe.tasks.values()),
-            losses=sum(_channels(task) * _pixels_of_loss(task, size) for task in probe.tasks.values()),
+            scores=sum(_scores(task) * math.prod(size) for task in probe.tasks.values()),
+            losses=sum(_scores(task) * _pixels_of_loss(task, size) for task in probe.tasks.values()),
             stored=stored,
         )
 
@@ -93,10 +95,8 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
     flips = 2 if probe.inference.get("flip") else 1
     windows = [[box[2:] for box in probe.windows(size)] * flips for size in val.sizes]
     once, tested = work(canvas), Work.mean(Work.sum(map(work, sizes)) for sizes in windows)
-    precision, whole = config.model.encoder.get("precision", "fp32"), encoder_cost(encoder, canvas, taps, pooled)
-    parameters = sum(p.numel() for p in probe.parameters())
-    live = whole.live * (4 if precision == "fp32" else 2)
-    rates = Rates(device, precision, probe.precision, "network" not in whole.parts, parameters)
+    whole, parameters = encoder_cost(encoder, canvas, taps, pooled), sum(p.numel() for p in probe.parameters())
+    rates = Rates(device, precision, probe.precision, parameters)
     return {
         "encoder": {
             "name": facts.name,
@@ -130,7 +130,7 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
         "bytes": {
             "weights": 4 * (facts.parameters + parameters),
             "gradients_and_moments": 12 * parameters,
-            "activations": run.batch * (live + once.moved),
+            "activations": run.batch * (number * whole.live + once.moved),
             "stored_image": once.stored,
             "stored_train": _times(run.trained, run.views * once.stored),
             "stored_windows": _times(run.windows, tested.stored),
@@ -220,9 +220,9 @@ def _kin(heads: nn.ModuleDict) -> list[tuple[str, ...]]:
     return [tuple(names) for names in found.values()]
 
 
-def _channels(task) -> int:
-    """How many are brought to the size of the image."""
-    return task.channels if task.target == "labels" else min(task.channels, 4)
+def _scores(task) -> int:
+    """Of a pixel: the channels that are brought to the size of the image, and what is beside them."""
+    return BESIDE + (task.channels if task.target == "labels" else min(task.channels, 4))
 
 
 def _pixels_of_loss(task, size: Size) -> int:

@@ -12,8 +12,8 @@ from siglip2_dense import DPTHead, FrozenEncoder, LinearHead
 from siglip2_dense.cli.common import read_config
 from siglip2_dense.contracts import Tap
 from siglip2_dense.engine.configs import find_config
-from siglip2_dense.engine.devices import DEVICES, LOSS, Device, measured_cpu
-from siglip2_dense.engine.flops import bare_encoder, blank_features, encoder_cost, head_cost, padded
+from siglip2_dense.engine.devices import BESIDE, DEVICES, LOSS, Device, measured_cpu
+from siglip2_dense.engine.flops import Bare, bare_encoder, blank_features, encoder_cost, head_cost, padded
 from siglip2_dense.engine.plan import plan
 from siglip2_dense.engine.plan_data import images_of
 from siglip2_dense.errors import UserError
@@ -100,6 +100,33 @@ def test_other_networks_are_counted_and_leave_no_hook_behind(name):
     assert found.parts == {"network": counted(encoder.tower, (224, 224), encoder.facts.num_blocks)}
     largest = 3 * 224**2
     assert found.live > largest and not any(layer._forward_hooks for layer in encoder.tower.modules())
+
+
+def test_what_a_convolutional_network_moves_by_hand():
+    """Two layers on 64 x 96 pixels: 3 channels in, 8 at half the size out, and those in and out of an activation."""
+
+    class Tower(torch.nn.Sequential):
+        def forward_intermediates(self, pixels, **_):
+            return [self(pixels)]
+
+    facts = dataclasses.replace(bare_encoder(dict(name="resnet18")).facts, strides=(2,), widths=(8,))
+    with torch.device("meta"):
+        tower = Tower(torch.nn.Conv2d(3, 8, 2, stride=2), torch.nn.ReLU(inplace=True))
+    found = encoder_cost(Bare(tower, facts), (64, 96), [Tap(0, False)], False)
+    assert found.moved == 3 * 64 * 96 + 3 * (8 * 32 * 48) and found.live == 3 * 64 * 96 + 8 * 32 * 48
+    assert found.parts == {"network": 2 * 8 * 3 * 2 * 2 * 32 * 48}
+
+
+@pytest.mark.parametrize(("precision", "number"), [("fp32", 4), ("bf16", 2)])
+def test_a_convolutional_pass_takes_its_operations_and_its_bytes(tiny, precision, number):
+    config = read_config(tiny())
+    config.model.encoder.update(name="test_convnext", precision=precision)
+    rates = dict(operations={"fp32": 1e9, "bf16": 4e9}, reached={"fp32": 0.5, "bf16": 0.5})
+    device = dataclasses.replace(SLOW, **rates, disk=1e15)
+    encoder = bare_encoder(dict(name="test_convnext"))
+    cost = encoder_cost(encoder, (40, 48), [Tap(encoder.facts.num_blocks - 1, False)], False)
+    seconds = cost.operations / (device.operations[precision] / 2) + number * cost.moved / 0.7e9
+    assert plan(config, device)["seconds"]["stored"]["extraction"] == pytest.approx(5 * seconds)
 
 
 def test_a_naflex_encoder_is_counted_at_the_grid_of_its_budget():
@@ -198,7 +225,7 @@ def test_a_loss_of_samples_takes_the_time_of_those_alone(tiny):
         found.append(plan(config, SLOW)["seconds"]["stored"])
     pixels, classes = 40 * 48, 6
     saved = found[0]["training"] - found[1]["training"]
-    assert saved == pytest.approx(12 * 2 * LOSS * classes * (pixels - 192) / 0.7e9)
+    assert saved == pytest.approx(12 * 2 * LOSS * (classes + BESIDE) * (pixels - 192) / 0.7e9)
     assert found[2] == found[0] and found[1]["evaluation"] == found[0]["evaluation"]
 
 
