@@ -34,7 +34,7 @@ class Progress:
         self.done += images
         self.bar.update(images)
         now = time.monotonic()
-        if self.bar.disable and now - self.told >= BETWEEN:
+        if self.bar.disable and now - self.told >= BETWEEN and self.done < self.total:
             self.told = now
             left = (now - self.started) * (self.total - self.done) / self.done
             self._say(f"{self.done} of {self.total} images, {self._speed(now)}, {tqdm.format_interval(left)} left")

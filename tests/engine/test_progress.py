@@ -52,6 +52,13 @@ def test_a_terminal_gets_a_bar_and_the_speed(clock, monkeypatch):
     assert "left" not in text
 
 
+def test_the_last_images_are_told_once(clock, capsys):
+    with Progress("evaluating val", 3) as progress:
+        clock.seconds += 40
+        progress.update(3)
+    assert capsys.readouterr().err == "evaluating val: 3 images in 00:40, 0.075 images/s\n"
+
+
 def test_other_processes_are_silent_and_the_first_says_that_it_is_one(clock, monkeypatch, capsys):
     monkeypatch.setattr(module, "get_world_size", lambda: 8)
     for first in (False, True):
