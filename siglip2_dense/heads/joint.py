@@ -71,7 +71,7 @@ def _scores(heads: Sequence, inputs: Sequence[Tensor]) -> list[Tensor]:
     biases = [head.conv.bias for head in heads]
     if heads[0].normalises:
         inputs, affine = _normalised([head.bn for head in heads], inputs, widths)
-        with torch.autocast(inputs[0].device.type, enabled=False):  # it would take products to bfloat16
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=False):  # it would take products to that
             biases = [torch.addmv(b, w, shift) for b, w, (_, shift) in zip(biases, weights, affine, strict=True)]
         weights = [w * scale for w, (scale, _) in zip(weights, affine, strict=True)]
     maps, *vectors = inputs
