@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siglip2_dense.contracts import IGNORE
-from siglip2_dense.losses.blocks import Block, summed
+from siglip2_dense.losses.blocks import LOWEST, Block, summed
 from siglip2_dense.threads import computing_alone
-
-LOWEST = -80.0  # of a score, beside the highest of its cell: much further down float32 has no exponentials
 
 
 def upsampled_cross_entropy(scores: Tensor, labels: Tensor, denominator: int | Tensor | None = None) -> Tensor:
@@ -80,28 +78,26 @@ def _cross_entropy(block: Block) -> tuple[Tensor, Tensor]:
     if block.lowest > LOWEST:
         scores = block.exponentials()
         own = block.at_labels()
-        total = scores.sum(-1)
+        total = scores.sum(block.axis)
         values = (total / own).log_()
     else:
         scores = block.straight()
-        scores -= scores.amax(-1, keepdim=True)
+        scores -= scores.amax(block.axis, keepdim=True)
         values = block.at_labels()
-        own, total = values.exp(), scores.exp_().sum(-1)
+        own, total = values.exp(), scores.exp_().sum(block.axis)
         values = total.log() - values
     block.put_at_labels(own - total)
-    counted = (block.labels != IGNORE).to(scores.dtype)
-    return (values * counted).sum(), counted / total
+    return (values * block.counted).sum(), block.counted / total
 
 
 def _binary_cross_entropy(block: Block) -> tuple[Tensor, Tensor]:
     """The gradient of a score is its sigmoid, less 1 if it is that of the pixel's class."""
     scores = block.straight()
-    own, counted = block.at_labels(), (block.labels != IGNORE).to(scores.dtype)
-    positive = counted * (block.labels < scores.shape[-1])
-    values = F.softplus(scores).sum(-1) - own * positive
+    own, positive = block.at_labels(), block.counted * (block.labels < scores.shape[block.axis])
+    values = F.softplus(scores).sum(block.axis) - own * positive
     scores.sigmoid_()
     block.put_at_labels(own.sigmoid() - positive)
-    return (values * counted).sum(), counted
+    return (values * block.counted).sum(), block.counted
 
 
 def _checked(scores: Tensor, labels: Tensor) -> Tensor:

@@ -87,6 +87,27 @@ def test_scores_far_apart(lowest, classes):
     assert_equal(upsampled_bce(scores, labels), scores, plain_bce(scores, labels, "negative"))
 
 
+@pytest.mark.parametrize("classes", [5, 40])
+@pytest.mark.parametrize("lowest", [-20.0, -50.0, -79.0])
+def test_scores_far_apart_in_quads_of_unlike_size(lowest, classes):
+    """Where some quads have fewer pixels than others, what is computed beyond them must not spoil their loss."""
+    scores, labels = case(2, classes, (8, 9), (11, 13), ignored=0)
+    with torch.no_grad():
+        scores.copy_(torch.where(torch.rand_like(scores) < 0.5, 0.0, lowest))
+        scores[:, 0] = torch.where((scores == lowest).all(1), 0.0, scores[:, 0])
+    assert_equal(upsampled_cross_entropy(scores, labels), scores, plain(scores, labels))
+
+
+def test_what_is_beyond_smaller_quads_is_bounded(monkeypatch):
+    scores, labels = case(2, 40, (8, 9), (11, 13), ignored=0)
+    with torch.no_grad():
+        scores.copy_(torch.where(torch.rand_like(scores) < 0.5, 0.0, -79.0))
+    monkeypatch.setattr(blocks._Axis, "reach", property(lambda axis: 1, lambda axis, value: None), raising=False)
+    value = upsampled_cross_entropy(scores, labels)
+    (gradient,) = torch.autograd.grad(value, scores)
+    assert not (value.isfinite() and gradient.isfinite().all())
+
+
 def test_the_bound_is_needed(monkeypatch):
     scores, labels = case(2, 40, (6, 5), (60, 71), spread=60)
     monkeypatch.setattr(upsampled, "LOWEST", float("-inf"))
@@ -195,7 +216,7 @@ def test_gradients_of_gradients_are_refused():
 
 @pytest.mark.parametrize("classes", [6, 40])
 def test_the_same_bits_with_any_number_of_threads(classes, monkeypatch):
-    monkeypatch.setattr(blocks, "CPU_BLOCK", 2**16)  # many blocks
+    monkeypatch.setattr(blocks, "CPU_BLOCK", 1)  # many blocks
     scores, labels = case(3, classes, (5, 7), (80, 90))
     threads, found = torch.get_num_threads(), []
     for count in (1, 2, 2, 3):
@@ -207,13 +228,15 @@ def test_the_same_bits_with_any_number_of_threads(classes, monkeypatch):
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-def test_blocks_are_small(monkeypatch):
+@pytest.mark.parametrize(("size", "least", "most"), [(2**18, 2**17, 2**18), (1, 8 * 128 * 160 - 1, 8 * 128 * 160)])
+def test_blocks_are_small(size, least, most, monkeypatch):
+    """But no smaller than some quads, here of 16 x 8 pixels with 160 bytes each."""
     sizes, original = [], blocks.Block.exponentials
-    monkeypatch.setattr(blocks, "CPU_BLOCK", 2**16)
+    monkeypatch.setattr(blocks, "CPU_BLOCK", size)
     monkeypatch.setattr(blocks.Block, "exponentials", lambda b: sizes.append(b.scores.numel()) or original(b))
-    scores, labels = case(1, 40, (5, 7), (80, 50))
+    scores, labels = case(1, 40, (10, 14), (160, 100))
     upsampled_cross_entropy(scores, labels)
-    assert len(sizes) > 10 and 2**14 < 4 * max(sizes) <= 2**16
+    assert len(sizes) > 10 and least < 4 * max(sizes) <= most
 
 
 @pytest.mark.parametrize(
