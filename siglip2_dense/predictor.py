@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def ask(probe, classes: list[str], queries: dict[str, list[str]], background: fl
 def segment(probe, image: np.ndarray, transforms: Sequence = ()) -> np.ndarray:
     """(H, W) int64 classes of an image (H, W, 3) uint8 RGB, by the probe's first head.
 
-    transforms: those of a test, by which the image comes to the probe's eyes.
+    transforms: those of a test.
     """
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     sample, numbers = Sample(image=pixels, original_size=image.shape[:2]), np.random.default_rng(0)
@@ -99,9 +100,11 @@ def predict_files(
     An image that cannot be read is named and left out; the error comes at the end.
     """
     check_keys(config)
-    stems = [Path(path).stem for path in paths]
-    if twice := next((path for path in paths if stems.count(Path(path).stem) > 1), None):
-        raise UserError(f"{twice}: another image is called {Path(twice).stem!r} too; predict them into separate --out.")
+    name, times = Counter(Path(path).stem for path in paths).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{times} of the images are called {name!r}; predict them into folders of their own, with --out."
+        )
     classes, queries = parse_prompts(prompts)  # what is wrong with them is said before the model is loaded
     transforms = [build(TRANSFORMS, one) for one in test_loading(config)["dataset"].get("transforms", [])]
     probe = open_probe(config, read_head(config, head), head)
@@ -136,12 +139,8 @@ def write(place: Path, image: np.ndarray, labels: np.ndarray, task, source: str)
         for label, name in enumerate(task.classes)
     }
     write_text(place.with_name(f"{place.name}.json"), json.dumps({"image": source, "labels": meaning}, indent=2) + "\n")
-    most = [
-        f"{task.classes[label]} {shares[label]:.0%}"
-        for label in np.argsort(-shares, kind="stable")[:5]
-        if shares[label]
-    ]
-    print(f"{source} -> {place}_overlay.png: {', '.join(most)}")
+    most = [label for label in np.argsort(-shares, kind="stable")[:PRINTED] if shares[label]]
+    print(f"{source} -> {place}_overlay.png: " + ", ".join(f"{task.classes[i]} {shares[i]:.0%}" for i in most))
 
 
 def colours_of(classes: Sequence[str]) -> list[Colour]:

@@ -228,6 +228,13 @@ class LabelledImages(PixelDataset):
         return torch.from_numpy(labels).long()
 
 
+def ignored(given: int | Sequence[int] | None, num_classes: int) -> tuple[int, ...]:
+    """The numbers in a user's label files that do not count: the given ones, or what files of their width hold."""
+    if given is None:
+        return (255 if num_classes <= 255 else 65535,)
+    return (given,) if isinstance(given, int) else tuple(given)
+
+
 def image_tensor(path: Path) -> Tensor:
     """(3, H, W) uint8 RGB of a file, in memory as an (H, W, 3) array, as the transforms want it."""
     return torch.from_numpy(read_image(path)).permute(2, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from siglip2_dense.data.base import LabelledImages
+from siglip2_dense.data.base import LabelledImages, ignored
 from siglip2_dense.label_sets import classes_of
 from siglip2_dense.registry import DATASETS
 
@@ -15,7 +15,8 @@ class ImageFolder(LabelledImages):
     """ROOT/images/SPLIT/NAME.jpg (or .png, …) with ROOT/labels/SPLIT/NAME.png and ROOT/classes.txt.
 
     classes: a list of names, a file of them or a known set, instead of ROOT/classes.txt; ignore: the number or numbers
-    in the label files that do not count; images, labels: the two folders below the root, where "{split}" is filled in.
+    in the label files that do not count, by default 255, or 65535 where 255 is a class; images, labels: the two folders
+    below the root, where "{split}" is filled in.
     """
 
     splits = ()  # whatever folders there are
@@ -25,7 +26,7 @@ class ImageFolder(LabelledImages):
         root: str | Path,
         split: str,
         classes: str | Path | Sequence[str] | None = None,
-        ignore: int | Sequence[int] = 255,
+        ignore: int | Sequence[int] | None = None,
         transforms: Sequence[dict | Callable] = (),
         seed: int = 0,
         images: str = "images/{split}",
@@ -35,11 +36,11 @@ class ImageFolder(LabelledImages):
         self.root = Path(root)
         self.images = images.format(split=split)
         self.labels = labels.format(split=split)
-        self.ignore = (ignore,) if isinstance(ignore, int) else tuple(ignore)
         if classes is None:
             self.require("classes.txt")
             classes = self.root / "classes.txt"
         self.classes = classes_of(classes)
+        self.ignore = ignored(ignore, len(self.classes))
         super().__init__(split, root, transforms, seed)
 
     def remedy(self, action: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from siglip2_dense.contracts import Sample
-from siglip2_dense.data.base import MAPS, LabelledImages, chosen_targets, image_tensor
+from siglip2_dense.data.base import MAPS, LabelledImages, chosen_targets, ignored, image_tensor
 from siglip2_dense.data.geometry import check_intrinsics, fitted_normals, read_intrinsics
 from siglip2_dense.data.reading import read_depth
 from siglip2_dense.errors import UserError
@@ -40,7 +40,7 @@ class RGBDFolder(LabelledImages):
         intrinsics: str | Path | None = None,
         window: int = 7,
         classes: str | Path | Sequence[str] | None = None,
-        ignore: int | Sequence[int] = 255,
+        ignore: int | Sequence[int] | None = None,
         transforms: Sequence[dict | Callable] = (),
         seed: int = 0,
         images: str = "images/{split}",
@@ -58,11 +58,11 @@ class RGBDFolder(LabelledImages):
                 f"{self.name}: scale={scale!r}, window={window!r}; give a number above 0 and an odd one above 1."
             )
         if "labels" in self.targets:
-            self.ignore = _numbers(ignore)
             if classes is None:
                 self.require("classes.txt")
                 classes = self.root / "classes.txt"
             self.classes = classes_of(classes)
+            self.ignore = ignored(ignore, len(self.classes))
         self.camera_file = self.root / "intrinsics.txt" if intrinsics is None else Path(intrinsics)
         wanted = intrinsics is not None or "normals" in self.targets
         self.camera = read_intrinsics(self.camera_file) if wanted or self.camera_file.exists() else None

@@ -288,6 +288,22 @@ def test_folders_of_other_names_and_layouts(folder):
         ImageFolder(folder, "train")
 
 
+def test_255_is_a_class_where_there_are_so_many(tmp_path):
+    """With 256 classes it is the last; what then does not count is the greatest number of 16 bits."""
+    labels = np.full(SIZE, 255, np.uint16)
+    labels[0, :3] = 0, 254, 65535
+    _write_image(tmp_path / "images/train/a.png")
+    (tmp_path / "labels/train").mkdir(parents=True)
+    Image.fromarray(labels).save(tmp_path / "labels/train/a.png")
+    names = [f"class {i}" for i in range(300)]
+    sample = ImageFolder(tmp_path, "train", classes=names)[0]
+    assert sample.labels[0, :4].tolist() == [0, 254, IGNORE, 255]
+    labels[labels == 65535] = 0
+    Image.fromarray(labels).save(tmp_path / "labels/train/a.png")
+    assert ImageFolder(tmp_path, "train", classes=names[:255])[0].labels[0, :4].tolist() == [0, 254, 0, IGNORE]
+    assert ImageFolder(tmp_path, "train", classes=names, ignore=255)[0].labels[1, 1] == IGNORE
+
+
 def test_a_folder_needs_class_names(folder):
     (folder / "classes.txt").unlink()
     with pytest.raises(UserError, match=r"looked in .*mine/classes\.txt; put"):
