@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     for verb in (preparing, verifying, showing):
         verb.add_argument("--root", metavar="DIR", help="the set's folder; default below $SIGLIP2_DENSE_DATA or ./data")
     for verb in (verifying, showing):
-        verb.add_argument("--ignore", type=int, nargs="+", metavar="N", help="folder: labels that do not count; 255")
+        verb.add_argument("--ignore", type=int, nargs="+", metavar="N", help="folder: labels that do not count")
         verb.add_argument("--invalid", type=int, nargs="+", metavar="N", help="rgbd: depth in the files that is none")
         verb.add_argument("--scale", type=float, metavar="S", help="rgbd: what a metre is in the files; default 1000")
     verifying.add_argument("--all", action="store_true", help="read every image and its targets in full, not a sample")
