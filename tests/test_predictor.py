@@ -220,7 +220,7 @@ def test_images_of_one_name_are_not_written_over_one_another(predict, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(painted("red")).save(tmp_path / name)
     code, _, err = predict(["a.png", "b/a.jpg"], "red, blue")
-    assert code == 1 and "2 of the images are called 'a'; predict each" in err
+    assert code == 1 and "2 of the images are called 'a'; predict them" in err
 
 
 def test_prompts():
