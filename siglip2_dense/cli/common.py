@@ -138,5 +138,5 @@ def _arguments(node) -> set[str]:
     for registry in (MODELS, TASKS, DATASETS, TRANSFORMS, OPTIMIZERS, PARAM_SCHEDULERS):
         cls = registry.get(node["type"]) if isinstance(node.get("type"), str) else None
         if cls is not None:
-            return (known_arguments(cls) or set()) | ({"clip_norm"} if registry is OPTIMIZERS else set())
+            return (known_arguments(cls) or set()) | ({"clip_norm", "norm_decay"} if registry is OPTIMIZERS else set())
     return set()

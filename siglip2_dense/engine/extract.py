@@ -171,7 +171,7 @@ def _expected_bytes(probe, data, windows: bool) -> float:
     total = 0
     for sample in samples:
         sizes = _rows(probe, sample.image) if windows else [probe.canvas or _size(sample.image)]
-        for size in sizes:
+        for size in map(probe.encoded, sizes):
             total += row_bytes(probe.facts, probe.taps, probe.pooled, probe.aligned is not None, size)
         total += sum(map(len, pack_targets(sample).values()))
     return total / len(samples)
@@ -179,7 +179,8 @@ def _expected_bytes(probe, data, windows: bool) -> float:
 
 def _rows(probe, image: Tensor) -> list[Size]:
     """The sizes of the windows of an image, with those of its mirror image where they are wanted."""
-    return [window[2:] for window in probe.windows(_size(image))] * (2 if probe.inference.get("flip") else 1)
+    sizes = [_size(pixels) for pixels, _ in probe.views(image, _size(image))]
+    return sizes * (2 if probe.inference.get("flip") else 1)
 
 
 def _images_per_shard(bytes_per_image: float) -> int:
@@ -258,14 +259,13 @@ def _encode_windows(probe, images: Sequence[Tensor], samples: Sequence[Sample]) 
     """Of each image its windows, and behind them those windows in a mirror where the inference has flip."""
     found = []
     for image, sample in zip(images, samples, strict=True):
-        places = probe.windows(_size(image))
-        cuts = [image[:, top : top + height, left : left + width] for top, left, height, width in places]
+        cuts, places = map(list, zip(*probe.views(image, sample.original_size), strict=True))
         if probe.inference.get("flip"):
             cuts, places = cuts + [cut.flip(-1) for cut in cuts], places * 2
         passes = [cuts[start : start + WINDOWS_PER_PASS] for start in range(0, len(cuts), WINDOWS_PER_PASS)]
         features = Features.cat([probe.features(cuts) for cuts in passes])
         geometry = tuple(
-            replace(seen, resized=_size(image), original=sample.original_size, window=place)
+            replace(seen, resized=place.resized, original=place.original, window=place.window)
             for seen, place in zip(features.geometry, places, strict=True)
         )
         found.append((replace(features, geometry=geometry), len(cuts)))

@@ -108,7 +108,7 @@ def _with_values(name: str, parts: dict, values: dict) -> dict:
         parts["head"] = copy.deepcopy(values["head"])
     optimizer = check_arguments(OPTIMIZERS, {k: v for k, v in parts["optim"].items() if k != "clip_norm"})
     head, of_head = _settings_of_head(parts.get("head", {}))
-    of_optimizer = (known_arguments(optimizer) or set()) - {"params"} | {"clip_norm"}
+    of_optimizer = (known_arguments(optimizer) or set()) - {"params"} | {"clip_norm", "norm_decay"}
     for key, value in values.items():
         if key in of_optimizer:
             _check_value(name, key, value, optimizer)

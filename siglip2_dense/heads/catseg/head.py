@@ -24,7 +24,6 @@ from siglip2_dense.registry import MODELS
 WIDTH = 128
 MAPS_AT_ONCE = {"cpu": 16, "cuda": 128}  # maps of one class and image that a part has,
 VOLUMES_AT_ONCE = 4096  # and those whose volumes are there at a time in evaluation, or of one image if it has more
-KEPT = 256  # classes of an image in the published code's evaluation
 LEFT_OUT = -100.0  # their score
 
 
