@@ -159,6 +159,11 @@ def _function(described: dict) -> dict:
 def check_encoder(trained_on: EncoderFacts, given: EncoderFacts, path: str | Path) -> None:
     """Raise UserError unless both are the same tower with the same weights."""
     if trained_on.fingerprint == given.fingerprint:
+        if trained_on.position_kernel != given.position_kernel:
+            raise UserError(
+                f"{path} was trained on positions resampled {trained_on.position_kernel!r}, the config's are resampled "
+                f"{given.position_kernel!r}; set model.encoder.position_kernel, or leave it out, as it was."
+            )
         return
     raise UserError(
         f"{path} was trained on {trained_on.name} (weights {trained_on.fingerprint[:12]}) and does not fit "

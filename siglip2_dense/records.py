@@ -74,7 +74,7 @@ def scored_otherwise(content, described: dict) -> dict:
 
 def _encoder_mode(model: dict) -> dict | str:
     trains = {name: (model.get(name) or {}).get("trainable", "none") for name in ("encoder", "text")}
-    if set(trains.values()) == {"none"}:
+    if all(parts == "none" for parts in trains.values()):
         return "frozen, eval"
     text = {} if trains["text"] == "none" else {"text_trains": trains["text"]}
     return {"trains": trains["encoder"], **text, "optim": model.get("encoder_optim"), "mode": "eval"}

@@ -58,7 +58,8 @@ def clean_name(name: str) -> str:
 def fill(class_names: Sequence[str], templates: Sequence[str], clean: bool = True) -> list[str]:
     """K P sentences, all of the first name first.
 
-    clean: write names as ``clean_name`` does; else as they are. Raises UserError where there are no names, or one is empty.
+    clean: write names as ``clean_name`` does; else as they are.
+    Raises UserError where there are no names, or one is empty.
     """
     if isinstance(class_names, str):
         raise UserError(f"class_names={class_names!r}: give a list of names.")

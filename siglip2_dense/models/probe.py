@@ -295,8 +295,8 @@ class DenseProbe(BaseModel):
         wanted = {"whole": {"mode"}, "slide": {"mode", "crop", "stride"}}.get(inference.get("mode"))
         if wanted is None or set(inference) - {"flip"} != wanted or not isinstance(inference.get("flip", False), bool):
             raise UserError(
-                f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, stride=PIXELS), "
-                "and flip=True beside either to average with the mirrored image."
+                f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, "
+                "stride=PIXELS), and flip=True beside either to average with the mirrored image."
             )
         for axis in zip(*(pair(inference[key]) for key in ("crop", "stride")), strict=True) if len(wanted) > 1 else ():
             if not 0 < axis[1] <= axis[0]:

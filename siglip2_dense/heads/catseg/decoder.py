@@ -9,7 +9,7 @@ GROUP = 16  # channels that are normalised together
 
 
 class Guidance(nn.Sequential):
-    """A map of the encoder, ``factor`` times finer, narrowed in two steps: (B, C, h, w) -> (B, narrow, factor h, ..)."""
+    """A map of the encoder, ``factor`` times finer, narrowed in two steps: (B, C, h, w) -> (B, narrow, f h, f w)."""
 
     def __init__(self, channels: int, middle: int, narrow: int, factor: int):
         finer = nn.ConvTranspose2d(channels, middle, factor, stride=factor)

@@ -9,6 +9,8 @@ masked, without the padding, the shift and the mask. Source: Cho et al. 2024 (CA
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ def cuts(side: int, shifted: bool) -> list[slice]:
     if side <= WINDOW:
         return [slice(0, side)]
     edges = [0, *range(WINDOW // 2 if shifted else WINDOW, side, WINDOW), side]
-    return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
+    return [slice(*pair) for pair in pairwise(edges)]
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, shifted: bool) -> Tensor:
