@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from siglip2_dense.heads.catseg.cost import widened
 from siglip2_dense.heads.catseg.spatial import HEADS, joined
 from siglip2_dense.resample import stretch_features
 
@@ -80,11 +81,11 @@ class ClassPart(nn.Module):
         return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
     def _sums(self, z: Tensor, text: Tensor) -> Tensor:
-        k, v = _features(joined(self.k, z, text)), self.v(z).float().unflatten(-1, (HEADS, -1))
+        k, v = _features(joined(self.k, z, text)), widened(self.v(z)).unflatten(-1, (HEADS, -1))
         with torch.autocast(z.device.type, enabled=False):
             return torch.einsum("btnhd,btnhe->bnhde", k, F.pad(v, (0, 1), value=1))
 
 
 def _features(x: Tensor) -> Tensor:
     """(..., C) -> (..., heads, d) float32, above 0."""
-    return F.elu(x.float()).unflatten(-1, (HEADS, -1)) + 1
+    return F.elu(widened(x)).unflatten(-1, (HEADS, -1)) + 1

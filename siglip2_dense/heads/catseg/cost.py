@@ -13,7 +13,12 @@ def costs(cells: Tensor, text: Tensor) -> Tensor:
     cells: (B, E, h, w) in the text space, of any length; text: (T, P, E), unit vectors of P prompts of T classes.
     """
     with torch.autocast(cells.device.type, enabled=False):
-        return torch.einsum("behw,tpe->btphw", F.normalize(cells.float(), dim=1), text.float())
+        return torch.einsum("behw,tpe->btphw", F.normalize(widened(cells), dim=1), widened(text))
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def nearest_classes(cells: Tensor, text: Tensor, count: int, at_once: int) -> Tensor:

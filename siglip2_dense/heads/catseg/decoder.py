@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from siglip2_dense.heads.catseg.cost import widened
+
 GROUP = 16  # channels that are normalised together
 
 
@@ -52,4 +54,4 @@ class Decoder(nn.Module):
         """x: (B, t, h, w, C); guidance: (B, 32, 2h, 2w) and (B, 16, 4h, 4w) -> (B, t, 4h, 4w) float32."""
         maps = x.flatten(0, 1).permute(0, 3, 1, 2)
         maps = self.up2(self.up1(maps, guidance[0]), guidance[1])
-        return self.score(maps).float().unflatten(0, x.shape[:2]).squeeze(2)
+        return widened(self.score(maps)).unflatten(0, x.shape[:2]).squeeze(2)

@@ -194,6 +194,7 @@ def _check(facts: EncoderFacts, prompts, grid, residual, blocks, pool) -> None:
     for name, value in (("prompts", prompts), ("blocks", blocks), ("pool", pool)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"CATSegHead: {name}={value!r}; give a whole number from 1 on.")
-    sides = (grid,) if isinstance(grid, int) else grid
-    if grid is not None and not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = (grid, grid) if isinstance(grid, int) else grid
+    whole = grid is None or (len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides))
+    if isinstance(grid, bool) or not whole:
         raise UserError(f"CATSegHead: grid={grid!r}; give cells a side, (height, width) of them, or None.")
