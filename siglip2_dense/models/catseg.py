@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmengine.device import get_device
 from torch import Tensor, nn
 
@@ -80,17 +80,18 @@ class CATSeg(DenseProbe):
         self._settings = settings
         known = dict(fingerprint=text_encoder.fingerprint, tokenization=text_encoder.tokenization)
         self.texts = {**{key: value for key, value in settings.items() if key not in NOT_OF_RECORDS}, **known}
-        self._embedded: dict[str, tuple] = {}  # of each head, what it was asked for by, and the vectors
+        self._embedded: dict[str, tuple] = {}  # of each head, what is asked for, and the vectors of that
         if not trains:
-            self._embed(text_encoder)
+            self._embedded = self._embed(text_encoder, self.tasks)
 
     def set_vocabulary(self, classes: str | Sequence[str], queries: Mapping[str, Sequence[str]] | None = None) -> None:
         """Ask for these classes from now on; see ``OpenVocabulary``. Raises UserError for names that are none."""
-        for name, settings in self._tasks.items():
-            self.tasks[name] = build(TASKS, {**settings, "classes": classes, "queries": queries})
-        self._embedded.clear()
-        if self.text is None:
-            self._embed(build(MODELS, self._settings))
+        tasks = {
+            name: build(TASKS, {**settings, "classes": classes, "queries": queries})
+            for name, settings in self._tasks.items()
+        }
+        self._embedded = self._embed(self.text or build(MODELS, self._settings), tasks)
+        self.tasks.update(tasks)
 
     def train(self, mode: bool = True):
         if getattr(self, "text", None) is not None:
@@ -141,22 +142,18 @@ class CATSeg(DenseProbe):
     def _texts_of(self, name: str) -> Tensor:
         """(Q, P, E) of a head's queries."""
         if self.text is not None and self.training:
-            return query_vectors(self.tasks[name], self.text.embed)
-        if self._embedded.get(name, ((),))[0] != _asked(self.tasks[name]):
-            self._embed(self.text or build(MODELS, self._settings), name)
+            return _texts(self.tasks[name], self.text.embed)
+        if name not in self._embedded or self._embedded[name][0] != _asked(self.tasks[name]):
+            self._embedded |= self._embed(self.text or build(MODELS, self._settings), {name: self.tasks[name]})
         return self._embedded[name][1]
 
-    def _embed(self, text_encoder: nn.Module, *names: str) -> None:
-        """Keep the vectors of what these heads, or all, ask for."""
+    @staticmethod
+    def _embed(text_encoder: nn.Module, tasks: Mapping) -> dict[str, tuple]:
+        """What these tasks ask for, and the vectors of that, by the names of their heads."""
         text_encoder = text_encoder.to(get_device())
-
-        def encode(names, templates, clean):
-            return text_encoder.encode(names, templates, average=False, clean=clean)
-
+        encode = partial(text_encoder.encode, average=False)
         with torch.autocast(get_device(), enabled=False):
-            for name in names or self.heads:
-                task = self.tasks[name]
-                self._embedded[name] = _asked(task), query_vectors(task, encode)
+            return {name: (_asked(task), _texts(task, encode)) for name, task in tasks.items()}
 
     @staticmethod
     def checked_inference(inference: dict) -> dict:
@@ -182,20 +179,11 @@ class CATSeg(DenseProbe):
         return found
 
 
-def query_vectors(task, encode: Callable[[list[str], object, bool], Tensor]) -> Tensor:
-    """(Q, P, E) unit vectors of a task's queries, each the mean of its names'.
-
-    encode: names, templates and whether to clean the names -> (K, P, E) unit vectors.
-    """
-    names = list(dict.fromkeys(name for query in task.queries for name in query))
-    vectors = encode(names, task.templates, task.clean_names)
-    row = {name: number for number, name in enumerate(names)}
-    if all(len(query) == 1 for query in task.queries):
-        return vectors[[row[name] for (name,) in task.queries]]
-    means = [vectors[[row[name] for name in query]].mean(0) for query in task.queries]
-    return F.normalize(torch.stack(means), dim=-1)
+def _texts(task, encode: Callable[..., Tensor]) -> Tensor:
+    """(K, P, E) unit vectors of a task's queries."""
+    return task.texts(lambda names: encode(names, task.templates, clean=task.clean_names))
 
 
 def _asked(task) -> tuple:
     """All that its texts depend on."""
-    return task.queries, str(task.templates), task.clean_names
+    return task.members, str(task.templates), task.clean_names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,38 +10,28 @@ from torch import Tensor
 from siglip2_dense.contracts import IGNORE, Geometry, Sample
 from siglip2_dense.errors import UserError
 from siglip2_dense.losses.upsampled import upsampled_bce
-from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_logits
 from siglip2_dense.tasks.canvas import cells_on_canvas, on_canvas
-from siglip2_dense.tasks.queries import check_queries, parts_of
-from siglip2_dense.tasks.segmentation import Segmentation
+from siglip2_dense.tasks.queries import ZeroShotSegmentation
 
-SYNONYMS = ("first", "mean", "max")
-AT_ONCE = 16  # queries whose large maps are there at a time
+AT_ONCE = 16  # queries whose large maps are there at a time,
+PIXELS_AT_ONCE = 2**25  # and pixels of these maps together: of large images fewer are there
 
 
 @TASKS.register_module()
-class OpenVocabulary(Segmentation):
+class OpenVocabulary(ZeroShotSegmentation):
     """Each query's probability by itself, a sigmoid; the class of the most probable query.
 
     Source: CAT-Seg (Cho et al. 2024), and its published code for what the paper leaves open.
 
     Args:
-        classes: as in Segmentation; no two may be the same.
-        queries: ``{class: [names]}``, what a class is asked for by, each a query of its own. Of equally probable ones
-            the first class wins.
-        synonyms: what becomes of a class that is not among these and has commas in its name, "building, edifice": it is
-            asked for by the "first" part, as in the published code; by the "mean" of the parts' texts, as in CAT-Seg's
-            first version; or by each part, of which the "max" counts.
+        classes, queries, synonyms: as in ZeroShotSegmentation. CAT-Seg asks for the "first" of several names, its first
+            version for their "mean".
         templates: sentences that the names are put into, see ``TextEncoder.encode``.
         clean_names: write names without hyphens and underscores. CLIP's CAT-Seg was trained with them.
         ignored: in training, what a pixel is that is not labelled: "negative" for all classes, as in the published
             code, or "masked" and left out.
-
-    Attributes:
-        queries: the names of each query; its text is their mean.
-        labels: (Q,) the class of each query.
     """
 
     def __init__(
@@ -54,28 +43,11 @@ class OpenVocabulary(Segmentation):
         clean_names: bool = True,
         ignored: str = "negative",
     ):
-        super().__init__(classes)
-        if synonyms not in SYNONYMS:
-            raise UserError(f"OpenVocabulary: synonyms={synonyms!r}; give {', '.join(SYNONYMS)}.")
+        super().__init__(classes, queries, synonyms=synonyms)
         if ignored not in ("negative", "masked"):
             raise UserError(f"OpenVocabulary: ignored={ignored!r}; give 'negative' or 'masked'.")
-        check_names(self.classes)
-        given = check_queries(self.classes, queries)
-        self.synonyms, self.ignored, self.clean_names = synonyms, ignored, clean_names
+        self.ignored, self.clean_names = ignored, clean_names
         self.templates = templates if isinstance(templates, str) else list(templates)
-        found: list[tuple[int, tuple[str, ...]]] = []
-        for label, name in enumerate(self.classes):
-            parts = parts_of(name)
-            if name in given or synonyms == "max":
-                found += [(label, (query,)) for query in given.get(name, parts)]
-            else:
-                found.append((label, tuple(parts if synonyms == "mean" else parts[:1])))
-        labels, self.queries = zip(*found, strict=True)
-        self.labels = torch.tensor(labels)
-
-    @property
-    def channels(self) -> int:
-        return len(self.queries)
 
     @property
     def meaning(self) -> dict:
@@ -84,10 +56,8 @@ class OpenVocabulary(Segmentation):
 
     @property
     def scoring(self) -> dict:
-        asked = {name: [] for name in self.classes}
-        for label, names in zip(self.labels.tolist(), self.queries, strict=True):
-            asked[self.classes[label]].append(", ".join(names))
-        return {**super().scoring, "queries": asked, "templates": self.templates, "synonyms": self.synonyms}
+        asked = {key: value for key, value in super().meaning.items() if key in ("queries", "synonyms")}
+        return {**super().scoring, **asked, "templates": self.templates}
 
     def loss(
         self, raw: Tensor, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
@@ -117,15 +87,13 @@ class OpenVocabulary(Segmentation):
         raw, geometry = windows[0]
         top = torch.full(geometry.original, -torch.inf, device=raw.device)
         best = torch.zeros_like(top, dtype=torch.int64)
-        for first in range(0, len(raw), AT_ONCE):
-            some = [(view[first : first + AT_ONCE], place) for view, place in windows]
+        at_once = max(min(AT_ONCE, PIXELS_AT_ONCE // top.numel()), 1)
+        for first in range(0, len(raw), at_once):
+            some = [(view[first : first + at_once], place) for view, place in windows]
             highest, number = blend_probabilities(some).max(0)
             better = highest > top  # of equal ones the first stays
             best, top = torch.where(better, number + first, best), torch.where(better, highest, top)
         return self.labels.to(best.device)[best]
-
-    def metric(self) -> SegmentationMetric:
-        return SegmentationMetric(len(self.classes))
 
 
 def blend_probabilities(views: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
@@ -152,17 +120,3 @@ def blend_probabilities(views: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
     parts = [total / count] if windows else []
     parts += [sum(overviews) / len(overviews)] if overviews else []
     return resize_logits((sum(parts) / len(parts))[None], geometry.original)[0]
-
-
-def check_names(classes: Sequence[str]) -> None:
-    """Raise UserError for a class without a name, and for two of one name."""
-    for label, name in enumerate(classes):
-        if not parts_of(name):
-            raise UserError(f"classes: entry {label} is {name!r}, which names nothing; name it or take it out.")
-    name, times = Counter(classes).most_common(1)[0]
-    if times > 1:
-        places = [str(label) for label, other in enumerate(classes) if other == name]
-        raise UserError(
-            f"classes: {name!r} is there {times} times ({' and '.join(places)}), and pixels of one could not be told "
-            "from pixels of the other; leave one out, or tell them apart by name."
-        )
