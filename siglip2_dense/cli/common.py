@@ -75,7 +75,11 @@ def load_config(arguments: argparse.Namespace):
             raise UserError(f"{path} has no model.encoder for --encoder or --weights to change.")
         if arguments.encoder:
             encoder.name, encoder.weights = arguments.encoder, "hub"
-            for key in ("model_args", "sequence_length"):  # they belong to the encoder that was there
+            for key in (
+                "model_args",
+                "sequence_length",
+                "position_kernel",
+            ):  # they belong to the encoder that was there
                 encoder.pop(key, None)
             for key in ("name", "weights", "tokenizer", "model_args"):
                 (config.model.get("text") or {}).pop(key, None)
