@@ -75,6 +75,5 @@ def _check_names(names: Sequence[str]) -> None:
     known = [*KINDS, *(f"{colour} {kind}" for colour in COLOURS for kind in KINDS[3:])]
     for name in names:
         if name not in known:
-            raise UserError(
-                f"GeneratedScenes has nothing that is called {name!r}: {nearest(name, known, 'see COLOURS')}"
-            )
+            hint = nearest(name, known, ", ".join(known))
+            raise UserError(f"GeneratedScenes has nothing that is called {name!r}: {hint}")

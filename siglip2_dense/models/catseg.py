@@ -111,7 +111,7 @@ class CATSeg(DenseProbe):
         canvas = tuple(canvas or (max(size[axis] for size in sizes) for axis in (0, 1)))
         if any(size[axis] > canvas[axis] for size in sizes for axis in (0, 1)):
             raise UserError(
-                f"images of {max(sizes)} pixels do not fit on model.canvas={canvas}; crop them, or enlarge it."
+                f"an image of {max(sizes)} pixels does not fit on model.canvas={canvas}; crop it, or enlarge that."
             )
         boxes = [((canvas[0] - h) // 2, (canvas[1] - w) // 2, h, w) for h, w in sizes]
         pixels = self.encoder.mean.repeat(len(sizes), 1, *canvas)

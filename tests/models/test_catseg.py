@@ -89,8 +89,8 @@ def test_its_own_aspect_and_a_mirror_are_options():
     model = built(inference=dict(mode="slide", crop=48, stride=32, overview=True, flip=True))
     sizes = [tuple(pixels.shape[-2:]) for pixels, _ in model.views(PIXELS, (50, 60))]
     assert sizes == [(48, 48)] * 7 and model.views(PIXELS, (50, 60))[-1][1].window == (0, 0, 70, 90)
-    symmetric = torch.cat([PIXELS, PIXELS.flip(-1)], dim=-1)
-    found = predicted(model, symmetric, (70, 180))
+    symmetric = torch.cat([PIXELS[..., :56], PIXELS[..., :56].flip(-1)], dim=-1)  # as its windows are
+    found = predicted(model, symmetric, (70, 112))
     assert (found == found.flip(-1)).float().mean() > 0.99
     whole = built(inference=dict(mode="whole"))
     assert predicted(whole).shape == (50, 60)
@@ -108,7 +108,7 @@ def test_images_come_to_the_grid_whatever_their_size_and_labels_stay(model):
     assert (features.aligned[1:] - expected).abs().max() < 1e-4
     samples = [Sample(labels=torch.zeros(40, 60, dtype=torch.int64), path="x") for _ in images]
     assert model(images, samples, mode="loss")["segmentation.loss_bce"] > 0
-    with pytest.raises(UserError, match="does not fit on|do not fit on"):
+    with pytest.raises(UserError, match=r"does not fit on model\.canvas"):
         model.features(images, canvas=(39, 64))
 
 
@@ -203,9 +203,8 @@ def test_what_trains_is_what_is_named_and_texts_follow():
 def test_checkpointing_and_batches_of_texts_change_no_gradient():
     found = []
     for checkpointing in (False, True):
-        model = built(
-            **{**TUNED, "text": dict(TRAINS, checkpointing=checkpointing)}, head=dict(checkpointing=checkpointing)
-        )
+        own = dict(TUNED, text=dict(TRAINS, checkpointing=checkpointing), head=dict(checkpointing=checkpointing))
+        model = built(**own)
         torch.manual_seed(1)
         labels = torch.randint(-1, 4, (48, 48))
         model.train()([PIXELS[:, :48, :48]], [Sample(labels=labels, path="x")], mode="loss")[
@@ -334,7 +333,7 @@ def test_settings_that_do_not_fit(settings, sentence):
 def test_other_heads_and_tasks_are_refused():
     settings = config()
     settings["heads"]["other"] = dict(head=dict(type="LinearHead"), task=dict(type="Segmentation", classes=["a", "b"]))
-    with pytest.raises(UserError, match="heads.other: CATSeg has heads CATSegHead"):
+    with pytest.raises(UserError, match=r"heads\.other: CATSeg has heads CATSegHead"):
         build(MODELS, settings)
     settings = config()
     more = dict(settings["heads"]["segmentation"], head=dict(type="CATSegHead", grid=4))
