@@ -12,6 +12,7 @@ from decimal import Decimal
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 
+from siglip2_dense.engine.configs import OF_OPTIM
 from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.registry import MODELS, check_arguments, known_arguments
 
@@ -106,9 +107,9 @@ def _with_values(name: str, parts: dict, values: dict) -> dict:
     parts = copy.deepcopy({"optim": {}, **parts})
     if "head" in values:
         parts["head"] = copy.deepcopy(values["head"])
-    optimizer = check_arguments(OPTIMIZERS, {k: v for k, v in parts["optim"].items() if k != "clip_norm"})
+    optimizer = check_arguments(OPTIMIZERS, {k: v for k, v in parts["optim"].items() if k not in OF_OPTIM})
     head, of_head = _settings_of_head(parts.get("head", {}))
-    of_optimizer = (known_arguments(optimizer) or set()) - {"params"} | {"clip_norm", "norm_decay"}
+    of_optimizer = (known_arguments(optimizer) or set()) - {"params"} | OF_OPTIM
     for key, value in values.items():
         if key in of_optimizer:
             _check_value(name, key, value, optimizer)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from siglip2_dense.contracts import Alignment, EncoderFacts, Features, Size, Tap
 from siglip2_dense.errors import UserError
 from siglip2_dense.heads.catseg.classes import ClassPart
-from siglip2_dense.heads.catseg.cost import costs, nearest_classes
+from siglip2_dense.heads.catseg.cost import costs, nearest_classes, widened
 from siglip2_dense.heads.catseg.decoder import Decoder, Guidance
 from siglip2_dense.heads.catseg.spatial import SpatialPart
 from siglip2_dense.registry import MODELS
@@ -108,7 +108,7 @@ class CATSegHead(nn.Module):
             found = [self._scores(features[i : i + images], text) for i in range(0, len(features), images)]
             return torch.cat(found)
         size = tuple(4 * side for side in features.aligned.shape[-2:])
-        raw = features.aligned.new_full((len(features), len(text), *size), LEFT_OUT)
+        raw = widened(features.aligned).new_full((len(features), len(text), *size), LEFT_OUT)
         nearest = nearest_classes(features.aligned, text, self.most, self._at_once(len(features)))
         for number, classes in enumerate(nearest):
             raw[number, classes] = self._scores(features[number : number + 1], text[classes])[0]
@@ -119,11 +119,12 @@ class CATSegHead(nn.Module):
         return max(MAPS_AT_ONCE[self.embed.weight.device.type] // images, 1)
 
     def _scores(self, features: Features, text: Tensor) -> Tensor:
-        cells = features.aligned
+        cells = widened(features.aligned)  # stored ones have 16 bits
         appearance = F.relu(self.appearance(cells)).permute(0, 2, 3, 1)
         words = F.relu(self.words(F.normalize(text.mean(1), dim=-1)))
         guidance = tuple(
-            guide(features.maps[tap]) for guide, tap in zip((self.guide1, self.guide2), self.guides, strict=True)
+            guide(widened(features.maps[tap]))
+            for guide, tap in zip((self.guide1, self.guide2), self.guides, strict=True)
         )
         size = self._at_once(len(features))
         parts = list(zip(text.split(size), words.split(size), strict=True))
