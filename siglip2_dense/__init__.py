@@ -14,6 +14,8 @@ _WHERE = {
     "Probe3DHead": "siglip2_dense.heads.dpt",
     "DenseProbe": "siglip2_dense.models.probe",
     "ZeroShot": "siglip2_dense.models.zeroshot",
+    "CATSeg": "siglip2_dense.models.catseg",
+    "CATSegHead": "siglip2_dense.heads.catseg",
     "TextEncoder": "siglip2_dense.encoders.text",
 }
 

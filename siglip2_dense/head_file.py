@@ -26,13 +26,14 @@ FORMAT = "siglip2_dense heads, version 2"
 class HeadFile:
     """The content of a head file."""
 
-    tensors: dict[str, Tensor]  # "HEAD.parameter"; where parts of the encoder were trained, "encoder.parameter" too
+    tensors: dict[str, Tensor]  # "HEAD.parameter"; where parts of a tower were trained, "encoder." or "text." too
     encoder: EncoderFacts
     encoder_config: dict  # how the encoder was asked for: name, weights, precision, model_args
     heads: dict[str, dict]  # per head: config, task, seed, what it reads of the encoder, what its map means
     protocol: dict
     metrics: dict
     step: int
+    text: dict | None = None  # of a text encoder of which parts were trained: its config, and how it started
 
 
 def save(path: str | Path, content: HeadFile) -> None:
@@ -47,6 +48,7 @@ def save(path: str | Path, content: HeadFile) -> None:
         "protocol": json.dumps(content.protocol),
         "metrics": json.dumps(content.metrics),
         "step": str(content.step),
+        **({} if content.text is None else {"text": json.dumps(content.text)}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
     with atomic(path) as temporary:
@@ -72,6 +74,7 @@ def read(path: str | Path) -> HeadFile:
         protocol=json.loads(metadata["protocol"]),
         metrics=json.loads(metadata["metrics"]),
         step=int(metadata["step"]),
+        text=json.loads(metadata["text"]) if "text" in metadata else None,
     )
 
 
@@ -89,6 +92,7 @@ def load_into(probe, described: dict, content: HeadFile, path: str | Path) -> No
     then, now = normalised(content.encoder_config.get("trainable", "none")), probe.trainable
     if then != now:
         raise UserError(f"{path} was trained with model.encoder.trainable={then!r}, the config has {now!r}; set that.")
+    _check_text(content.text, describe_text(probe), path)
     wanted = probe.trained_state()
     differing = sorted(set(wanted) ^ set(content.tensors))
     differing += [k for k in wanted if k in content.tensors and wanted[k].shape != content.tensors[k].shape]
@@ -122,19 +126,47 @@ def describe(head, task, config: dict) -> dict:
     }
 
 
+def describe_text(probe) -> dict | None:
+    """What a head file says of a probe's text encoder, none where nothing of it trains."""
+    if probe.text is None:
+        return None
+    return {"trainable": probe.text.trainable, "fingerprint": probe.texts["fingerprint"], "config": probe.texts}
+
+
+def _check_text(then: dict | None, now: dict | None, path: str | Path) -> None:
+    """Raise UserError unless the same parts of the same text tower were trained."""
+    trained = [(side or {}).get("trainable", "none") for side in (then, now)]
+    if trained[0] != trained[1]:
+        raise UserError(
+            f"{path} was trained with model.text.trainable={trained[0]!r}, the config has {trained[1]!r}; set that."
+        )
+    if then and then["fingerprint"] != now["fingerprint"]:
+        raise UserError(
+            f"{path} was trained on a text tower with weights {then['fingerprint'][:12]}, and the config's has "
+            f"{now['fingerprint'][:12]}; give the weights it was trained with, model.text.weights."
+        )
+
+
 def _function(described: dict) -> dict:
     """What decides how a head's tensors are used: the blocks it reads, its own settings, what its map stands for."""
     settings = described["head"]
     ours = "." not in settings["type"]  # mmsegmentation's heads are compared as they are written
-    parameters = inspect.signature(MODELS.get(settings["type"])).parameters.values() if ours else ()
+    head = MODELS.get(settings["type"])
+    parameters = inspect.signature(head).parameters.values() if ours else ()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    settings = {key: value for key, value in {**defaults, **settings}.items() if key not in READ}
+    free = (*READ, *getattr(head, "free", ()))
+    settings = {key: value for key, value in {**defaults, **settings}.items() if key not in free}
     return {"reads": described["reads"], "head": settings, "meaning": described["meaning"]}
 
 
 def check_encoder(trained_on: EncoderFacts, given: EncoderFacts, path: str | Path) -> None:
     """Raise UserError unless both are the same tower with the same weights."""
     if trained_on.fingerprint == given.fingerprint:
+        if trained_on.position_kernel != given.position_kernel:
+            raise UserError(
+                f"{path} was trained on positions resampled {trained_on.position_kernel!r}, the config's are resampled "
+                f"{given.position_kernel!r}; set model.encoder.position_kernel, or leave it out, as it was."
+            )
         return
     raise UserError(
         f"{path} was trained on {trained_on.name} (weights {trained_on.fingerprint[:12]}) and does not fit "

@@ -41,6 +41,7 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
         "heads": of_protocol(heads),
         "canvas": model.get("canvas"),
         "precision": model.get("precision", "fp32"),
+        **({"clip_norm": model["clip_norm"]} if model.get("clip_norm") else {}),
         "inference": model.get("inference", {"mode": "whole"}),
         "optimisation": {
             "iterations": config["train_cfg"]["max_iters"],
@@ -73,10 +74,11 @@ def scored_otherwise(content, described: dict) -> dict:
 
 
 def _encoder_mode(model: dict) -> dict | str:
-    trainable = (model.get("encoder") or {}).get("trainable", "none")
-    if trainable == "none":
+    trains = {name: (model.get(name) or {}).get("trainable", "none") for name in ("encoder", "text")}
+    if all(parts == "none" for parts in trains.values()):
         return "frozen, eval"
-    return {"trains": trainable, "optim": model.get("encoder_optim"), "mode": "eval"}
+    text = {} if trains["text"] == "none" else {"text_trains": trains["text"]}
+    return {"trains": trains["encoder"], **text, "optim": model.get("encoder_optim"), "mode": "eval"}
 
 
 def of_protocol(heads: dict) -> dict:

@@ -1,7 +1,7 @@
 """Every interpolation of the package, by what is interpolated.
 
 Centres of pixels and cells are at half-integer coordinates throughout (``align_corners=False``), except inside the
-published DPT heads (``stretch_features``). No other module calls ``interpolate`` or ``cv2.resize``: classes must not be
+published heads (``stretch_features``). No other module calls ``interpolate`` or ``cv2.resize``: classes must not be
 blended, and scores not in half precision.
 """
 
@@ -50,33 +50,39 @@ def resize_features(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def stretch_features(maps: Tensor, factor: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, factor h, factor w), bilinear; the corner cells stay the corners.
+def stretch_features(maps: Tensor, to: int | Size) -> Tensor:
+    """(B, C, h, w) -> (B, C, to h, to w), or (B, C, *to), bilinear; the corner cells stay the corners.
 
-    How DPT heads double their maps (``align_corners=True``); their published weights expect it.
+    How DPT heads double their maps, and CAT-Seg undoes its pooling (``align_corners=True``); their published weights
+    expect it.
     """
-    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=True)
+    size = tuple(to * side for side in maps.shape[-2:]) if isinstance(to, int) else tuple(to)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-def resize_positions(table: Tensor, old: Size, new: Size, prefix: int) -> Tensor:
-    """A position table (1, prefix + old cells, C) for another grid: bicubic with antialiasing, in float32.
+def resize_positions(table: Tensor, old: Size, new: Size, prefix: int, antialias: bool = True) -> Tensor:
+    """A position table (1, prefix + old cells, C) for another grid: bicubic, in float32.
 
-    The entries of the ``prefix`` tokens stay as they are. Same kernel as timm's dynamic image size.
+    The entries of the ``prefix`` tokens stay as they are. With antialiasing it is the kernel of timm's dynamic image
+    size; without, another one where the grid grows too (torch's two bicubic kernels differ), which CAT-Seg has.
     """
     if tuple(old) == tuple(new):
         return table
     grid = table[:, prefix:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=antialias)
     grid = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
     return torch.cat([table[:, :prefix], grid], dim=1)
 
 
-def resize_pixels(pixels: Tensor, size: Size) -> Tensor:
-    """(C, H, W) normalised pixels -> (C, *size) in floating point: bilinear, with antialiasing where they get fewer.
+def resize_pixels(pixels: Tensor, size: Size, antialias: bool = True) -> Tensor:
+    """(C, H, W) or (B, C, H, W) pixels in floating point -> (..., *size): bilinear.
 
-    How SigLIP 2's native-aspect encoders see images; TensorFlow's ``resize`` with ``antialias=True``.
+    With antialiasing where they get fewer it is how SigLIP 2's native-aspect encoders see images, TensorFlow's
+    ``resize`` with ``antialias=True``; without, how CAT-Seg makes its views.
     """
-    return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+    batch = pixels if pixels.ndim == 4 else pixels[None]
+    resized = F.interpolate(batch, size=size, mode="bilinear", antialias=antialias, align_corners=False)
+    return resized if pixels.ndim == 4 else resized[0]
 
 
 def cut_cells(maps: Tensor, padded: Size, box: Box) -> Tensor:

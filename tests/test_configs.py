@@ -62,8 +62,9 @@ def test_config(name, tmp_path):
     images = [torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)]
     for prediction in probe(images, None, mode="predict")[0].values():
         assert prediction.shape[-2:] == (70, 90)
+    linear = nn.Linear(2, 2)
     for settings in (parts.optim for parts in config.model.heads.values()):
-        assert _optimizer(settings.to_dict(), nn.Linear(2, 2).parameters()).param_groups[0]["lr"] == settings.lr
+        assert _optimizer(settings.to_dict(), linear).param_groups[0]["lr"] == settings.lr
     for loader in (config.train_dataloader, config.val_dataloader):
         for transform in loader.dataset.get("transforms", []):
             build(TRANSFORMS, transform)

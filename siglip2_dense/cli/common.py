@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from siglip2_dense.engine.configs import KEYS, check_keys, find_config
+from siglip2_dense.engine.configs import KEYS, OF_OPTIM, check_keys, find_config
 from siglip2_dense.errors import UserError, nearest
 
 
@@ -75,7 +75,8 @@ def load_config(arguments: argparse.Namespace):
             raise UserError(f"{path} has no model.encoder for --encoder or --weights to change.")
         if arguments.encoder:
             encoder.name, encoder.weights = arguments.encoder, "hub"
-            for key in ("model_args", "sequence_length"):  # they belong to the encoder that was there
+            # they belong to the encoder that was there
+            for key in ("model_args", "sequence_length", "position_kernel"):
                 encoder.pop(key, None)
             for key in ("name", "weights", "tokenizer", "model_args"):
                 (config.model.get("text") or {}).pop(key, None)
@@ -143,5 +144,5 @@ def _arguments(place: str, node) -> set[str]:
     for registry in (MODELS, TASKS, DATASETS, TRANSFORMS, OPTIMIZERS, PARAM_SCHEDULERS):
         cls = registry.get(node["type"]) if isinstance(node.get("type"), str) else None
         if cls is not None:
-            return (known_arguments(cls) or set()) | ({"clip_norm"} if registry is OPTIMIZERS else set())
+            return (known_arguments(cls) or set()) | (OF_OPTIM if registry is OPTIMIZERS else set())
     return set()

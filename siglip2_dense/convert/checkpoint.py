@@ -72,7 +72,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         return _read_arrays(path)
     with torch.serialization.safe_globals(_numpy_numbers()):
         content = load_tensors(path)
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    for wrapper in ("state_dict", "model"):
+        content = content.get(wrapper, content) if isinstance(content, dict) else {}
     if not content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise UserError(f"{path} holds no state dict of tensors; give the checkpoint of a head.")
     return dict(content)

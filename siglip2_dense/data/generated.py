@@ -8,8 +8,8 @@ from pathlib import Path
 
 from siglip2_dense.contracts import Sample, Size
 from siglip2_dense.data.base import MAPS, PixelDataset
-from siglip2_dense.errors import UserError
-from siglip2_dense.label_sets import CLASSES
+from siglip2_dense.errors import UserError, nearest
+from siglip2_dense.label_sets import CLASSES, classes_of
 from siglip2_dense.registry import DATASETS
 
 FIRST_SCENE = {"train": 0, "val": 1_000_000}
@@ -17,7 +17,11 @@ FIRST_SCENE = {"train": 0, "val": 1_000_000}
 
 @DATASETS.register_module()
 class GeneratedScenes(PixelDataset):
-    """``length`` rooms of ``size`` (height, width) pixels, the same ones whatever the ``seed`` of the transforms."""
+    """``length`` rooms of ``size`` (height, width) pixels, the same ones whatever the ``seed`` of the transforms.
+
+    classes: others than the six kinds of things, such as "red box", see ``scenes.render``; what is of none of them does
+    not count.
+    """
 
     name = "generated"
     classes = CLASSES["generated"]
@@ -30,7 +34,11 @@ class GeneratedScenes(PixelDataset):
         size: Size = (192, 256),
         seed: int = 0,
         transforms: Sequence[dict | Callable] = (),
+        classes: Sequence[str] | None = None,
     ):
+        if classes is not None:
+            self.classes = classes_of(classes)
+            _check_names(self.classes)
         self.length = length
         self.size = tuple(size)
         if length < 1:
@@ -45,7 +53,9 @@ class GeneratedScenes(PixelDataset):
     def read(self, entry: int) -> Sample:
         from siglip2_dense.data.scenes import render
 
-        return render(entry, self.size)
+        if self.classes == CLASSES["generated"]:
+            return render(entry, self.size)
+        return render(entry, self.size, names=self.classes)
 
     def files(self, entry: int) -> list[Path]:
         return [Path(f"scene-{entry:06d}")]
@@ -55,4 +65,18 @@ class GeneratedScenes(PixelDataset):
 
     def fingerprint(self) -> str:
         arguments = f"{self.name} {self.split} {self.length} {self.size}"
+        if self.classes != CLASSES["generated"]:
+            arguments += f" {self.classes}"
         return hashlib.sha256(arguments.encode()).hexdigest()
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise UserError for a class that no scene has."""
+    from siglip2_dense.data.scenes import CLASSES as KINDS
+    from siglip2_dense.data.scenes import COLOURS
+
+    known = [*KINDS, *(f"{colour} {kind}" for colour in COLOURS for kind in KINDS[3:])]
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known, ", ".join(known))
+            raise UserError(f"GeneratedScenes has nothing that is called {name!r}: {hint}")

@@ -8,12 +8,13 @@ Geometry is computed in float64, light in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from siglip2_dense.contracts import Sample, Size
+from siglip2_dense.contracts import IGNORE, Sample, Size
 
 CLASSES = ("floor", "wall", "ceiling", "box", "sphere", "cylinder")
 PALETTE = [(160, 110, 60), (120, 150, 200), (235, 225, 170), (220, 60, 50), (60, 170, 80), (150, 70, 190)]
@@ -324,10 +325,12 @@ def _trace(scene: _Scene, rays: np.ndarray, pixel: float) -> tuple[np.ndarray, n
     return depth, part, normals, light
 
 
-def render(index: int, size: Size = (192, 256), seed: int = 0) -> Sample:
+def render(index: int, size: Size = (192, 256), seed: int = 0, names: Sequence[str] = CLASSES) -> Sample:
     """The scene with this number: the same arrays for the same arguments, the same scene at every size.
 
-    Returns a Sample of image (3, H, W) uint8; labels (H, W) int64 into CLASSES; depth (1, H, W) float32 metres along
+    names: of the classes: "floor", "wall", "ceiling"; "box", "sphere", "cylinder", and any of these with a colour
+    before it, "red box", which is then of no other class. What is of none of them does not count.
+    Returns a Sample of image (3, H, W) uint8; labels (H, W) int64 into ``names``; depth (1, H, W) float32 metres along
     the camera's axis; normals (3, H, W) float32, x right, y down, z into the scene, pointing towards the camera (their
     product with the pixel's ray is negative); boxes (N, 4) float32 around the visible part of each solid, named like
     "red box"; intrinsics (3, 3) float32 with the principal point in the middle of the image. Every pixel has every
@@ -343,7 +346,9 @@ def render(index: int, size: Size = (192, 256), seed: int = 0) -> Sample:
     rays = (right * across + down * along + forward).reshape(3, -1)
     strips = [_trace(scene, rays[:, i : i + STRIP], 1 / focal) for i in range(0, height * width, STRIP)]
     depth, part, normals, light = (np.concatenate(arrays, axis=-1) for arrays in zip(*strips, strict=True))
-    kinds = np.array([0, 1, 2, *(CLASSES.index(solid.kind) for solid in scene.solids)])
+    known = {name: label for label, name in enumerate(names)}
+    of_solids = [known.get(f"{s.colour} {s.kind}", known.get(s.kind, IGNORE)) for s in scene.solids]
+    kinds = np.array([*(known.get(surface, IGNORE) for surface in CLASSES[:3]), *of_solids])
 
     boxes, names = [], []
     for i, solid in enumerate(scene.solids):

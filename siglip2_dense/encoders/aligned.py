@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from siglip2_dense.contracts import Alignment
 from siglip2_dense.encoders.facts import final_norm, is_vit
+from siglip2_dense.encoders.trainable import SplitQKV
 from siglip2_dense.errors import UserError
 
 MODES = ("value", "qkv", "raw")
@@ -99,7 +100,10 @@ def _last_block(block: nn.Module, x: Tensor, mode: str, residual: str, mlp: bool
 def _values(attention: nn.Module, x: Tensor) -> Tensor:
     if attention.qkv is None:  # EVA02
         return attention.v_proj(x)
-    return F.linear(x, attention.qkv.weight.chunk(3)[2], attention.qkv.bias.chunk(3)[2])
+    fused = attention.qkv
+    # not through the whole: what is not used has no gradient then, not even zero
+    weight = fused.v if isinstance(fused, SplitQKV) else fused.weight.chunk(3)[2]
+    return F.linear(x, weight, fused.bias.chunk(3)[2])
 
 
 def _attend_alike(attention: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:

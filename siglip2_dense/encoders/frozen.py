@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class FrozenEncoder(nn.Module):
             ``encoders/trainable.py``. Whatever trains, the encoder stays in eval mode.
         checkpointing: compute blocks again in the backward pass instead of keeping what they did.
         sequence_length: of NaFlex encoders, the most patches of an image; 256 by default.
+        position_kernel: "bicubic" resamples the position table without antialiasing, which is another kernel where the
+            grid grows too: CAT-Seg's published weights expect it. By default as timm does.
         model_args: further arguments of the timm model, such as ``dict(depth=6)``.
     """
 
@@ -60,6 +63,7 @@ class FrozenEncoder(nn.Module):
         trainable: Trainable = "none",
         checkpointing: bool = False,
         sequence_length: int | None = None,
+        position_kernel: str | None = None,
         model_args: dict | None = None,
     ):
         super().__init__()
@@ -87,6 +91,13 @@ class FrozenEncoder(nn.Module):
         self.precision = precision
         self.pooled = pooled
         self.facts = facts_of(entry, built, sequence_length)
+        if position_kernel is not None:
+            if position_kernel != "bicubic" or self.facts.native_grid is None or self._is_naflex:
+                raise UserError(
+                    f"position_kernel={position_kernel!r}: give 'bicubic', of an encoder whose position table is "
+                    f"resampled (that of {name}: {self.facts.position_kernel}), or leave it out."
+                )
+            self.facts = replace(self.facts, position_kernel=position_kernel)
         self.taps = self.facts.taps(layers, norm)
         for key in ("mean", "std"):
             values = torch.tensor(getattr(self.facts, key)).view(3, 1, 1) * 255
@@ -376,21 +387,26 @@ class FrozenEncoder(nn.Module):
         """Let the tower see its position table at this grid, resampled from the stored one, once per grid.
 
         timm would resample at every pass. An export must trace that: there a size may be symbolic and is no key. A
-        table that trains must have its gradient through it.
+        table that trains must have its gradient through it, and is resampled at every pass.
         """
         tower = self.tower
-        native = self.facts.native_grid
-        if native is None or grid == native or torch.compiler.is_exporting() or tower.pos_embed.requires_grad:
+        native, antialias = self.facts.native_grid, self.facts.position_kernel != "bicubic"
+        if native is None or grid == native or torch.compiler.is_exporting():
             yield
             return
         stored = tower.pos_embed
-        if grid not in self._tables:
-            table = resize_positions(stored.detach(), native, grid, table_prefix(tower))
-            self._tables[grid] = nn.Parameter(table, requires_grad=False)
+        if stored.requires_grad:
+            table = resize_positions(stored, native, grid, table_prefix(tower), antialias)
+        elif grid not in self._tables:
+            table = resize_positions(stored.detach(), native, grid, table_prefix(tower), antialias)
+            table = self._tables[grid] = nn.Parameter(table, requires_grad=False)
             if len(self._tables) > CACHED_GRIDS:
                 self._tables.popitem(last=False)
+        else:
+            table = self._tables[grid]
         try:
-            tower.pos_embed, tower.patch_embed.grid_size = self._tables[grid], grid
+            # past the module, which takes nothing but a parameter where there was one
+            tower._parameters["pos_embed"], tower.patch_embed.grid_size = table, grid
             yield
         finally:
-            tower.pos_embed, tower.patch_embed.grid_size = stored, native
+            tower._parameters["pos_embed"], tower.patch_embed.grid_size = stored, native

@@ -98,6 +98,7 @@ BIG_VISION = {
     "kernel": "weight",
     "/": ".",
 }
+SPLIT = ("attn.q_proj_weight", "attn.k_proj_weight", "attn.v_proj_weight")
 PROJECTIONS = ("visual_projection.weight", "visual.head.proj.weight")  # of two-tower files, beside the image tower
 
 
@@ -128,9 +129,9 @@ def _from_trunk(state: State, tower: nn.Module) -> State:
 
 
 def _from_open_clip(state: State, tower: nn.Module) -> State:
-    """open_clip's own transformer, and OpenAI's."""
+    """open_clip's own transformer, and OpenAI's; within CAT-Seg the three projections are apart."""
     projection = state.pop("proj", None)
-    state = _rename(state, OPEN_CLIP)
+    state = _rename(_join(state, SPLIT, "attn.in_proj_weight"), OPEN_CLIP)
     if projection is not None:
         state["head.weight"] = projection.T
     bias = dict(tower.named_parameters()).get("patch_embed.proj.bias")

@@ -55,9 +55,10 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("-", " ").replace("_", " ").split())
 
 
-def fill(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+def fill(class_names: Sequence[str], templates: Sequence[str], clean: bool = True) -> list[str]:
     """K P sentences, all of the first name first.
 
+    clean: write names as ``clean_name`` does; else as they are.
     Raises UserError where there are no names, or one is empty.
     """
     if isinstance(class_names, str):
@@ -68,4 +69,5 @@ def fill(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     if "" in cleaned:
         place = cleaned.index("")
         raise UserError(f"class_names: entry {place} is {class_names[place]!r}, which names nothing; take it out.")
-    return [template.replace("{}", name) for name in cleaned for template in templates]
+    names = cleaned if clean else class_names
+    return [template.replace("{}", name) for name in names for template in templates]

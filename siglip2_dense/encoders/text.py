@@ -8,15 +8,19 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from siglip2_dense.encoders import text_cache
 from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.encoders.prompts import NAME_CLEANING, fill, templates_of
 from siglip2_dense.encoders.text_towers import Built, build, origin_of_tower, plan_of
+from siglip2_dense.encoders.text_trainable import choose, depths
 from siglip2_dense.encoders.tokenizers import TextTokenizer, load_tokenizer, origin_of_tokenizer
+from siglip2_dense.encoders.trainable import Trainable, Trained, normalised
 from siglip2_dense.registry import MODELS
 
 BATCH = 256  # texts in a pass
+CHECKPOINTED = 32  # texts in a pass that is done again going back
 STORED_AT_ONCE = 4096  # texts in a file of the cache, so that a long run that is interrupted keeps what it did
 
 
@@ -26,10 +30,12 @@ class TextEncoder(nn.Module):
 
     ``encode`` remembers every text on disk, under the tower, its tokenizer and the exact text. What it knows already
     needs neither the tower nor its weights: both are loaded when the first new text comes. ``forward`` is the tower
-    itself, for training parts of it; of a tower that was changed nothing is remembered.
+    itself, ``embed`` the way of class names through it with their gradient; of a tower that was changed, or of which
+    parts train, nothing is remembered.
 
     Like the image tower it is never in train mode, has no gradient unless parameters of ``tower`` are given one, and
-    is held outside the module tree.
+    is held outside the module tree. Where ``trainable`` says that parts of it train, those parameters, and only those,
+    are in the tree, as ``trained``.
 
     Args:
         name: short name of an encoder that was trained with texts.
@@ -37,6 +43,9 @@ class TextEncoder(nn.Module):
             open_clip, transformers or big_vision write it.
         tokenizer: "hub", or a ``tokenizer.json`` or its folder. CLIP's comes with open_clip.
         cache: remember embeddings under ``$XDG_CACHE_HOME/siglip2_dense/text``.
+        trainable: "none", or names of projections such as ``["q", "v"]``; see ``encoders/text_trainable.py``.
+        checkpointing: in ``embed``, compute a few texts at a time again in the backward pass instead of keeping what
+            the blocks did.
         model_args: other settings of the tower, in open_clip's names, such as ``dict(width=64, layers=2)``.
     """
 
@@ -46,6 +55,8 @@ class TextEncoder(nn.Module):
         weights: str = "hub",
         tokenizer: str = "hub",
         cache: bool = True,
+        trainable: Trainable = "none",
+        checkpointing: bool = False,
         model_args: dict | None = None,
     ):
         super().__init__()
@@ -54,6 +65,9 @@ class TextEncoder(nn.Module):
         self._sources = (str(weights), str(tokenizer))
         self._origins = (origin_of_tower(self.plan, str(weights)), origin_of_tokenizer(self.plan.rules, str(tokenizer)))
         self.register_buffer("_place", torch.empty(0), persistent=False)  # knows device and type before the tower is
+        self.trainable, self.checkpointing = normalised(trainable), checkpointing
+        chosen = {} if trainable == "none" else choose(self.tower, name, trainable)
+        self.trained = Trained(chosen) if chosen else None
 
     @cached_property  # in __dict__: torch would register modules that are attributes
     def _built(self) -> Built:
@@ -79,7 +93,11 @@ class TextEncoder(nn.Module):
     @property
     def _changed(self) -> bool:
         """Whether the tower is no more what its fingerprint says: what it gives is then neither stored nor recalled."""
-        return "_built" in vars(self) and _version(self.tower) != self._version
+        return self.trains or ("_built" in vars(self) and _version(self.tower) != self._version)
+
+    @property
+    def trains(self) -> bool:
+        return self.trained is not None
 
     @property
     def tower(self) -> nn.Module:
@@ -132,22 +150,50 @@ class TextEncoder(nn.Module):
         """(N, context) int64 -> (N, D), of any length."""
         return self.tower(ids)
 
+    def embed(
+        self, class_names: Sequence[str], templates: str | Sequence[str] = "single", clean: bool = True
+    ) -> Tensor:
+        """Unit vectors (K, P, D) float32 of class names in each template, through the tower as it is now, with their
+        gradient; the arguments are those of ``encode``.
+        """
+        texts = fill(class_names, templates_of(templates), clean)
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        ids = self.tokenize(list(distinct))
+        if self.checkpointing and torch.is_grad_enabled():
+            found = [checkpoint(self, part, use_reentrant=False) for part in ids.split(CHECKPOINTED)]
+        else:
+            found = [self(part) for part in ids.split(BATCH)]
+        vectors = F.normalize(torch.cat(found).float(), dim=-1)
+        return vectors[[distinct[text] for text in texts]].unflatten(0, (len(class_names), -1))
+
     @torch.no_grad()
     def encode(
-        self, class_names: Sequence[str], templates: str | Sequence[str] = "single", average: bool = True
+        self,
+        class_names: Sequence[str],
+        templates: str | Sequence[str] = "single",
+        average: bool = True,
+        clean: bool = True,
     ) -> Tensor:
         """Unit vectors (K, D) float32 of class names.
 
         templates: a set of ``prompts.SETS``, or sentences with ``{}`` where the name goes. Each sentence's vector is
         normalised, they are averaged per name, and that is normalised; with ``average=False`` (K, P, D) is one vector
-        per sentence. Raises UserError for names or templates that are none.
+        per sentence. clean: see ``prompts.fill``. Raises UserError for names or templates that are none.
         """
         templates = templates_of(templates)
-        texts = fill(class_names, templates)
+        texts = fill(class_names, templates, clean)
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = self._embed(list(distinct)).to(self._place.device)
         vectors = vectors[[distinct[text] for text in texts]].unflatten(0, (len(class_names), len(templates)))
         return F.normalize(vectors.mean(dim=1), dim=-1) if average else vectors
+
+    def rate_groups(self, lr: float, layer_decay: float) -> list[dict]:
+        """What trains, in groups for an optimizer: ``lr`` after the last block, ``layer_decay`` times that a block."""
+        parameters, groups = dict(self.trained.named_parameters()), {}
+        blocks = self.plan.config.get("layers", 12)
+        for name, depth in depths(parameters).items():
+            groups.setdefault(blocks + 1 - depth, []).append(parameters[name])
+        return [dict(params=groups[depth], lr=lr * layer_decay**depth) for depth in sorted(groups)]
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Unit vectors (N, D) float32 of distinct texts, on the CPU; only those are computed that are not stored."""

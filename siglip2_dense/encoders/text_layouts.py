@@ -10,6 +10,7 @@ from torch import Tensor
 
 from siglip2_dense.errors import UserError
 
+CATSEG = "sem_seg_head.predictor.clip_model."
 OWN = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 TRANSFORMERS = (  # theirs, open_clip's
     ("embeddings.token_embedding.", "token_embedding."),
@@ -54,8 +55,9 @@ class TextState(NamedTuple):
 def text_state(content: dict, path: Path) -> TextState:
     """The text tower in a file's content, whatever else the file holds; its layout is told from its keys.
 
-    Known are open_clip's (a text tower alone, inside CLIP, inside CustomTextCLIP), transformers' (alone or inside the
-    whole model), TIPS v2's, and big_vision's. Raises UserError, naming tensors, where there is no text tower in them.
+    Known are open_clip's (a text tower alone, inside CLIP, inside CustomTextCLIP), that of CLIP in a checkpoint of
+    CAT-Seg, transformers' (alone or inside the whole model), TIPS v2's, and big_vision's. Raises UserError, naming
+    tensors, where there is no text tower in them.
     """
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -76,6 +78,8 @@ def text_state(content: dict, path: Path) -> TextState:
     for prefix in ("text.", "text_encoder."):
         if f"{prefix}token_embedding.weight" in state:
             return TextState(_below(state, prefix), *_logits(state))
+    if f"{CATSEG}token_embedding.weight" in state:
+        state = _fuse(_below(state, CATSEG), "_weight")
     if "token_embedding.weight" in state:
         return TextState({key: value for key, value in state.items() if key.startswith(OWN)}, *_logits(state))
     first = ", ".join(list(state)[:3]) or "no tensors"
@@ -131,14 +135,14 @@ def _from_big_vision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return _fuse(tensors)
 
 
-def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Three projections of attention -> one."""
-    fused = dict(state)
+def _fuse(state: dict[str, Tensor], end: str = ".") -> dict[str, Tensor]:
+    """Three projections of attention -> one. end: of "q_proj" in their names."""
+    fused, whole = dict(state), ".in_proj_" if end == "." else f".in_proj{end}"
     for key in state:
-        if ".q_proj." in key:
-            names = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        if f".q_proj{end}" in key:
+            names = [key.replace(".q_proj", f".{part}_proj") for part in "qkv"]
             if all(name in state for name in names):
-                fused[key.replace(".q_proj.", ".in_proj_")] = torch.cat([fused.pop(name) for name in names])
+                fused[key.replace(f".q_proj{end}", whole)] = torch.cat([fused.pop(name) for name in names])
     return fused
 
 

@@ -13,6 +13,7 @@ from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError
 
 PROJECTIONS = ("q", "k", "v", "proj", "fc1", "fc2")
+PARTS = (*PROJECTIONS, "positions")
 Trainable = str | int | Sequence[str]
 
 
@@ -61,7 +62,7 @@ class Trained(nn.Module):
 def normalised(trainable: Trainable) -> Trainable:
     """The same choice in one way of writing."""
     if isinstance(trainable, (list, tuple)):
-        return sorted(set(trainable), key=PROJECTIONS.index)
+        return sorted(set(trainable), key=PARTS.index)
     return trainable
 
 
@@ -70,7 +71,8 @@ def choose(tower: nn.Module, facts: EncoderFacts, trainable: Trainable) -> dict[
 
     trainable: "none"; "all"; a number, the last blocks and whatever follows them; or names of projections in every
     block, of "q", "k", "v", "proj", "fc1", "fc2": their weights, not their biases. Fused projections are split for it.
-    Raises UserError for anything else, and for projections that the tower does not have.
+    "positions" among the names is the position table. Raises UserError for anything else, and for what the tower does
+    not have.
     """
     if trainable == "none":
         return {}
@@ -80,12 +82,17 @@ def choose(tower: nn.Module, facts: EncoderFacts, trainable: Trainable) -> dict[
         chosen = [name for name, layer in layers(tower).items() if layer > facts.num_blocks - trainable]
     elif trainable == "all":
         chosen = [name for name, _ in tower.named_parameters()]
-    elif isinstance(trainable, (list, tuple)) and trainable and all(name in PROJECTIONS for name in trainable):
-        chosen = _projections(tower, facts, trainable)
+    elif isinstance(trainable, (list, tuple)) and trainable and all(name in PARTS for name in trainable):
+        wanted = [name for name in trainable if name in PROJECTIONS]
+        chosen = _projections(tower, facts, wanted) if wanted else []
+        if len(wanted) < len(trainable):
+            if getattr(tower, "pos_embed", None) is None:
+                raise UserError(f"trainable={list(trainable)}: {facts.name} has no position table that trains.")
+            chosen.append("pos_embed")
     else:
         raise UserError(
-            f"trainable={trainable!r}: give 'none', 'all', a number of last blocks, or a list of projections out of "
-            f"{', '.join(PROJECTIONS)}."
+            f"trainable={trainable!r}: give 'none', 'all', a number of last blocks, or a list out of "
+            f"{', '.join(PARTS)}."
         )
     found = dict(tower.named_parameters())
     return {name: found[name].requires_grad_() for name in chosen}

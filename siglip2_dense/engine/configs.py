@@ -15,6 +15,7 @@ KEYS = {  # what may stand at the top level, and inside it
     "train_cfg": {"max_iters", "val_interval", "save_interval"},
     "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,
 }  # fmt: skip
+OF_OPTIM = {"clip_norm", "norm_decay"}  # settings of an optimizer that the engine reads itself
 NEEDED = ("seed", "model.type")
 NEEDED_TO_TRAIN = (
     "log_interval", "model.heads", "train_cfg.max_iters", "train_cfg.val_interval", "train_dataloader.batch_size",

@@ -60,7 +60,7 @@ def expected_bytes(probe, data, windows: bool) -> float:
     total = 0
     for sample in samples:
         sizes = _rows(probe, sample.image) if windows else [probe.canvas or _size(sample.image)]
-        for size in sizes:
+        for size in map(probe.encoded, sizes):
             total += row_bytes(probe.facts, probe.taps, probe.pooled, probe.aligned is not None, size)
         total += sum(map(len, pack_targets(sample).values()))
     return total / len(samples)
@@ -68,7 +68,8 @@ def expected_bytes(probe, data, windows: bool) -> float:
 
 def _rows(probe, image: Tensor) -> list[Size]:
     """The sizes of the windows of an image, with those of its mirror image where they are wanted."""
-    return [window[2:] for window in probe.windows(_size(image))] * (2 if probe.inference.get("flip") else 1)
+    sizes = [_size(pixels) for pixels, _ in probe.views(image, _size(image))]
+    return sizes * (2 if probe.inference.get("flip") else 1)
 
 
 def _check_sizes(probe, sizes: Sequence[Size]) -> None:

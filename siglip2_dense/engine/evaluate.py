@@ -181,10 +181,14 @@ def open_probe(config: Config, content, path: str | None):
     model = config.model.to_dict()
     if not hasattr(check_arguments(MODELS, model), "set_vocabulary"):
         raise UserError(
-            f"{model['type']} cannot be asked for other classes than its own; take a model of names, ZeroShot."
+            f"{model['type']} cannot be asked for other classes than its own; take a model of names, "
+            "ZeroShot or CATSeg."
         )
-    if "heads" not in model:  # the texts of the config's own classes would be computed for nothing
-        model.update(classes=["thing"], queries=None, background_threshold=None)
+    nothing = dict(classes=["thing"], queries=None)  # the texts of the config's own would be computed in vain
+    if "heads" not in model:
+        model.update(nothing, background_threshold=None)
+    for parts in model.get("heads", {}).values():
+        parts["task"].update(nothing)
     probe = build(MODELS, model)
     take_head(config, probe, content, path)
     return probe.to(get_device())

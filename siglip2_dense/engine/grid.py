@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 
+from siglip2_dense.engine.configs import OF_OPTIM
 from siglip2_dense.errors import UserError, first_line, nearest
 from siglip2_dense.registry import MODELS, build, check_arguments, known_arguments
 
@@ -146,7 +147,7 @@ def _with_values(name: str, parts: dict, values: dict) -> dict:
         parts["head"] = copy.deepcopy(values["head"])
     optimizer = check_arguments(OPTIMIZERS, _torchs(parts["optim"]))
     head, of_head = _settings_of_head(parts.get("head", {}))
-    of_optimizer = (known_arguments(optimizer) or set()) - {"params"} | {"clip_norm"}
+    of_optimizer = (known_arguments(optimizer) or set()) - {"params"} | OF_OPTIM
     for key, value in values.items():
         if key in of_optimizer:
             _check_value(name, key, value, optimizer)
@@ -172,7 +173,7 @@ def _with_values(name: str, parts: dict, values: dict) -> dict:
 
 def _torchs(optim: dict) -> dict:
     """Of the settings of an optimizer those that are its own and not ours."""
-    return {key: value for key, value in optim.items() if key != "clip_norm"}
+    return {key: value for key, value in optim.items() if key not in OF_OPTIM}
 
 
 def _settings_of_head(head: dict) -> tuple[type, set[str]]:

@@ -11,18 +11,27 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import ENCODER
 from siglip2_dense.registry import build, check_arguments, known_arguments
 
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.Embedding)
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # optimizers that can do so on every device
 
 
 class JointOptimWrapper(OptimWrapperDict):
-    """One backward pass for all heads, then a step of each head's own optimizer."""
+    """One backward pass for all heads, then a step of each head's own optimizer.
+
+    Attributes:
+        clip_norm: what the norm of the gradient of all parameters together may be, or none.
+    """
+
+    clip_norm: float | None = None
 
     def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
         self.zero_grad()
         loss.backward()
+        if self.clip_norm is not None:
+            together = [p for wrapper in self.values() for p in _parameters(wrapper.optimizer)]
+            nn.utils.clip_grad_norm_(together, self.clip_norm)
         for wrapper in self.values():
             wrapper.step()
 
@@ -35,20 +44,20 @@ class SilentOptimWrapper(OptimWrapper):
     """Says no gradient's norm to the log, which would take those of several heads for one, and wait for each."""
 
     def _clip_grad(self):
-        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], **self.clip_grad_kwargs)
+        nn.utils.clip_grad_norm_(_parameters(self.optimizer), **self.clip_grad_kwargs)
 
 
 def optimizers_of(probe) -> dict[str, OptimWrapper]:
-    """One for each head, and one for what trains of the encoder."""
+    """One for each head, and one for what trains of each tower."""
     wrapper = OptimWrapper if len(probe.heads) == 1 else SilentOptimWrapper
-    found = {name: _optimizer(probe.optim[name], head.parameters(), wrapper) for name, head in probe.heads.items()}
-    if probe.trains_encoder:
+    found = {name: _optimizer(probe.optim[name], head, wrapper=wrapper) for name, head in probe.heads.items()}
+    for name, tower in probe.towers.items():
         settings = {**next(iter(probe.optim.values())), **probe.encoder_optim}
         multiplier, decay = settings.pop("lr_mult", 1.0), settings.pop("layer_decay", 1.0)
         if "lr" not in settings:
             raise UserError("encoder_optim: no learning rate is given; give lr, here or in the first head's optim.")
         settings["lr"] *= multiplier
-        found[ENCODER] = _optimizer(settings, probe.encoder.rate_groups(settings["lr"], decay))
+        found[name] = _optimizer(settings, tower.tower, tower.rate_groups(settings["lr"], decay))
     return found
 
 
@@ -64,13 +73,38 @@ def schedules_of(optimizers: Mapping[str, OptimWrapper], schedules: Sequence[dic
     return {name: [own(schedule, wrapper) for schedule in schedules] for name, wrapper in optimizers.items()}
 
 
-def _optimizer(settings: dict, parameters, wrapper: type[OptimWrapper] = OptimWrapper) -> OptimWrapper:
-    """The optimizer of these parameters; ``clip_norm`` in its settings bounds the norm of their gradient."""
+def _optimizer(
+    settings: dict, module: nn.Module, groups: list[dict] | None = None, wrapper: type[OptimWrapper] = OptimWrapper
+) -> OptimWrapper:
+    """The optimizer of a module's parameters, or of groups of them.
+
+    Among its settings are two of ours: ``clip_norm`` bounds the norm of the gradient, ``norm_decay`` is the weight
+    decay of norms and embeddings.
+    """
     settings = dict(settings)
-    clip = settings.pop("clip_norm", None)
+    clip, norm_decay = settings.pop("clip_norm", None), settings.pop("norm_decay", None)
     if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
         raise UserError(f"clip_norm={clip!r}: give a number above 0.")
+    groups = groups or [dict(params=list(module.parameters()))]
+    if norm_decay is not None:
+        groups = _apart(module, groups, norm_decay)
     # one pass over the weights instead of a dozen, which is most of what a small head's step takes
     fused = dict(fused=True) if check_arguments(OPTIMIZERS, settings) in FUSED and "foreach" not in settings else {}
-    optimizer = build(OPTIMIZERS, settings, params=parameters, **fused)
+    optimizer = build(OPTIMIZERS, settings, params=groups, **fused)
     return wrapper(optimizer, clip_grad=None if clip is None else dict(max_norm=clip))
+
+
+def _apart(module: nn.Module, groups: list[dict], norm_decay: float) -> list[dict]:
+    """The groups, each without norms and embeddings, and each of these with a weight decay of their own."""
+    of_norms = {id(p) for part in module.modules() if isinstance(part, NORMS) for p in part.parameters(recurse=False)}
+    found = []
+    for group in groups:
+        plain = [p for p in group["params"] if id(p) not in of_norms]
+        apart = [p for p in group["params"] if id(p) in of_norms]
+        found += [{**group, "params": plain}] if plain else []
+        found += [{**group, "params": apart, "weight_decay": norm_decay}] if apart else []
+    return found
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -207,6 +207,8 @@ def _bare(config: Config, data: Images) -> tuple[Bare, nn.Module]:
     for parts in model["heads"].values():
         if data.classes and parts.get("task", {}).get("type") == "Segmentation":
             parts["task"].setdefault("classes", list(data.classes))
+    if model["type"] != "DenseProbe":
+        raise UserError(f"the plan is of heads that read an encoder's own maps; it knows nothing of {model['type']}.")
     encoder = bare_encoder(settings)
     with torch.device("meta"):
         return encoder, build(MODELS, model, facts=encoder.facts)

@@ -83,6 +83,7 @@ class Run:
             protocol={**self.protocol, "peak_learning_rate": rates},
             metrics=metrics,
             step=step,
+            text=head_file.describe_text(self.probe),
         )
         head_file.save(self.work_dir / name, content)
 
@@ -110,7 +111,7 @@ def build_probe(config: Config, data) -> nn.Module:
     model, classes = config.model.to_dict(), data.classes
     for parts in model.get("heads", {}).values():
         task = parts.get("task", {})
-        if classes and task.get("type") == "Segmentation":
+        if classes and task.get("type") in ("Segmentation", "OpenVocabulary"):
             task.setdefault("classes", list(classes))
         if parts.get("seed") is None:
             parts["seed"] = config.seed

@@ -157,16 +157,18 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
     for schedule in schedules:
         check_arguments(PARAM_SCHEDULERS, schedule)
-        if "eta_max" in schedule and run.probe.trains_encoder:
+        if "eta_max" in schedule and run.probe.towers:
             raise UserError(
                 f"param_scheduler: {schedule['type']} takes every learning rate to eta_max, the encoder's too; leave "
                 "eta_max out, and each rises to its own."
             )
-        if schedule.get("eta_min") and run.probe.trains_encoder:
+        if schedule.get("eta_min") and run.probe.towers:
             raise UserError(
                 f"param_scheduler: {schedule['type']} takes every learning rate to eta_min={schedule['eta_min']}, the "
                 "encoder's smaller ones too; give eta_min_ratio."
             )
+    joint = JointOptimWrapper(**optimizers)
+    joint.clip_norm = run.probe.clip_norm
     loader = run.train_loader()
     keeper = keep(run, resume)
     runner = Runner(
@@ -174,7 +176,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         work_dir=str(run.work_dir),
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=config.train_cfg.max_iters, val_interval=2**62),
-        optim_wrapper=JointOptimWrapper(**optimizers),
+        optim_wrapper=joint,
         param_scheduler=schedules_of(optimizers, schedules),
         default_hooks=dict(
             runtime_info=keep.says,

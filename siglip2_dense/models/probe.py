@@ -17,7 +17,7 @@ from siglip2_dense.registry import MODELS, TASKS, build
 
 WINDOWS_PER_PASS = 16
 PARTS = ("head", "task", "optim", "seed")
-ENCODER = "encoder"  # the name of its tensors and its optimizer beside those of the heads
+ENCODER, TEXT = "encoder", "text"  # the names of towers' tensors and optimizers beside those of the heads
 
 
 class ToDevice(BaseDataPreprocessor):
@@ -52,6 +52,8 @@ class DenseProbe(BaseModel):
         encoder_optim: where the encoder trains too, how: ``dict(lr_mult=0.1)``, the settings of the first head's
             optimizer with so much of its learning rate; ``layer_decay`` makes that smaller by a factor per block, and
             any setting of an optimizer, ``clip_norm`` included, stands for the head's.
+        clip_norm: bounds the norm of the gradient of all that trains together, beside what each optimizer clips.
+        text: for models of class names, a text encoder of which parts train along, by ``encoder_optim`` too.
 
     Attributes:
         step: of the training under way, for losses that begin otherwise than they go on; the engine sets it.
@@ -73,6 +75,8 @@ class DenseProbe(BaseModel):
         canvas: Size | None = None,
         precision: str = "fp32",
         encoder_optim: dict | None = None,
+        clip_norm: float | None = None,
+        text: nn.Module | None = None,
     ):
         super().__init__(data_preprocessor=ToDevice())
         if precision not in ("fp32", "bf16"):
@@ -84,7 +88,7 @@ class DenseProbe(BaseModel):
             self.encoder = build(MODELS, encoder) if isinstance(encoder, dict) else encoder
         self.facts: EncoderFacts = facts or self.encoder.facts
         self.canvas = canvas
-        self.inference = _checked_inference(inference or dict(mode="whole"))
+        self.inference = self.checked_inference(inference or dict(mode="whole"))
         if not heads:
             raise UserError("DenseProbe: give at least one head, heads=dict(NAME=dict(head=..., task=..., optim=...)).")
         self.optim: dict[str, dict] = {}
@@ -93,8 +97,8 @@ class DenseProbe(BaseModel):
         self.heads = nn.ModuleDict()
         stream = torch.get_rng_state()
         for name, parts in heads.items():
-            if name == ENCODER:
-                raise UserError(f"heads.{ENCODER}: a head cannot have the encoder's name; call it something else.")
+            if name in (ENCODER, TEXT):
+                raise UserError(f"heads.{name}: a head cannot have the {name}'s name; call it something else.")
             for key in parts:
                 if key not in PARTS:
                     raise UserError(f"heads.{name} has no part {key!r}: {nearest(key, PARTS)}")
@@ -114,13 +118,22 @@ class DenseProbe(BaseModel):
             self.optim[name] = dict(parts.get("optim", {}))
         self.taps = tuple(sorted({tap for head in self.heads.values() for tap in head.taps}))
         self.pooled = any(head.pooled != "none" for head in self.heads.values())
-        self.encoder_optim = self._checked_encoder_optim(encoder_optim)
+        self.aligned = self._common_alignment()
         if self.trains_encoder:
-            self.encoder.keep_reached(self.taps, self.pooled)
+            self.encoder.keep_reached(self.taps, self.pooled, self.aligned)
+        self.text = text
+        self.encoder_optim, self.clip_norm = encoder_optim, clip_norm
+        self._check_optim()
 
     @property
     def trains_encoder(self) -> bool:
         return self.encoder is not None and self.encoder.trains
+
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """What trains beside the heads, by the name that its tensors and its optimizer have beside theirs."""
+        held = {ENCODER: self.encoder, TEXT: self.text}
+        return {name: tower for name, tower in held.items() if tower is not None and tower.trains}
 
     @property
     def trainable(self) -> str | int | list[str]:
@@ -128,33 +141,43 @@ class DenseProbe(BaseModel):
         return "none" if self.encoder is None else self.encoder.trainable
 
     def trained_state(self) -> dict[str, Tensor]:
-        """All that training changes: the heads by their names, and what trains of the encoder as "encoder.…"."""
+        """All that training changes: the heads by their names, and what trains of towers as "encoder.…"."""
         state = dict(self.heads.state_dict())
-        if self.trains_encoder:
-            state |= {f"{ENCODER}.{name}": tensor for name, tensor in self.encoder.trained.state_dict().items()}
+        for name, tower in self.towers.items():
+            state |= {f"{name}.{key}": tensor for key, tensor in tower.trained.state_dict().items()}
         return state
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``trained_state``, whole."""
-        own = f"{ENCODER}."
-        self.heads.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(own)})
-        if self.trains_encoder:
-            self.encoder.trained.load_state_dict(
-                {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
-            )
+        rest = dict(state)
+        for name, tower in self.towers.items():
+            own = [key for key in rest if key.startswith(f"{name}.")]
+            tower.trained.load_state_dict({key.removeprefix(f"{name}."): rest.pop(key) for key in own})
+        self.heads.load_state_dict(rest)
 
-    def _checked_encoder_optim(self, settings: dict | None) -> dict | None:
-        if settings is None and self.trains_encoder:
+    def _common_alignment(self) -> Alignment | None:
+        """How the heads that read maps in the text space want them made. Raises UserError where they differ."""
+        wanted = {head.aligned for head in self.heads.values() if getattr(head, "aligned", None) is not None}
+        if len(wanted) > 1:
+            raise UserError(f"heads: the maps in the text space are made in one way for all heads, not in {wanted}.")
+        return next(iter(wanted), None)
+
+    def _check_optim(self) -> None:
+        settings, clip = self.encoder_optim, self.clip_norm
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or clip <= 0):
+            raise UserError(f"model.clip_norm={clip!r}: give a number above 0.")
+        if settings is None and self.towers:
+            name, tower = next(iter(self.towers.items()))
             raise UserError(
-                f"trainable={self.trainable!r}: say how the encoder trains, model.encoder_optim=dict(lr_mult=0.1)."
+                f"{name}: trainable={tower.trainable!r}: say how the {name} trains, "
+                "model.encoder_optim=dict(lr_mult=0.1)."
             )
-        if settings is not None and not self.trains_encoder:
+        if settings is not None and not self.towers:
             raise UserError("encoder_optim is given, but nothing of the encoder trains; set model.encoder.trainable.")
         for key, most in (("lr_mult", float("inf")), ("layer_decay", 1)) if settings else ():
             value = settings.get(key, 1.0)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
                 raise UserError(f"encoder_optim: {key}={value!r}; give a number above 0{', at most 1' * (most == 1)}.")
-        return settings
 
     def features(self, images: Sequence[Tensor] | Features, canvas: Size | None = None) -> Features:
         """Features for the union of the heads' taps, in one pass."""
@@ -244,18 +267,19 @@ class DenseProbe(BaseModel):
         """
         by_size = defaultdict(list)
         for number, image in enumerate(images):
-            resized = tuple(image.shape[-2:])
-            original = samples[number].original_size if samples else resized
-            for window in self.windows(resized):
-                by_size[window[2:]].append((number, dict(resized=resized, original=original, window=window)))
+            original = samples[number].original_size if samples else tuple(image.shape[-2:])
+            for pixels, place in self.views(image, original):
+                by_size[tuple(pixels.shape[-2:])].append((number, pixels, place))
         for group in by_size.values():
             for start in range(0, len(group), WINDOWS_PER_PASS):
-                numbers, places = zip(*group[start : start + WINDOWS_PER_PASS], strict=True)
-                cuts = [_cut(images[n], place["window"]) for n, place in zip(numbers, places, strict=True)]
+                numbers, cuts, places = zip(*group[start : start + WINDOWS_PER_PASS], strict=True)
                 for mirrored in (False, True) if self.inference.get("flip") else (False,):
                     features = self.features([cut.flip(-1) for cut in cuts] if mirrored else cuts)
-                    geometry = (replace(seen, **place) for seen, place in zip(features.geometry, places, strict=True))
-                    yield list(numbers), mirrored, replace(features, geometry=tuple(geometry))
+                    geometry = tuple(
+                        replace(seen, resized=place.resized, original=place.original, window=place.window)
+                        for seen, place in zip(features.geometry, places, strict=True)
+                    )
+                    yield list(numbers), mirrored, replace(features, geometry=geometry)
 
     def _read(self, features: Features, mirrored: bool) -> list[dict[str, tuple[Tensor, Geometry]]]:
         """{HEAD: (raw map, geometry)} of each window, of those seen in a mirror turned back."""
@@ -272,6 +296,32 @@ class DenseProbe(BaseModel):
             seen = replace(seen, box=(top, left, height, width))
             found.append({name: (values, seen) for name, values in maps.items()})
         return found
+
+    @staticmethod
+    def checked_inference(inference: dict) -> dict:
+        """The inference as a plain dict; raises UserError for what is none."""
+        wanted = {"whole": {"mode"}, "slide": {"mode", "crop", "stride"}}.get(inference.get("mode"))
+        if wanted is None or set(inference) - {"flip"} != wanted or not isinstance(inference.get("flip", False), bool):
+            raise UserError(
+                f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, "
+                "stride=PIXELS), and flip=True beside either to average with the mirrored image."
+            )
+        for axis in zip(*(pair(inference[key]) for key in ("crop", "stride")), strict=True) if len(wanted) > 1 else ():
+            if not 0 < axis[1] <= axis[0]:
+                raise UserError(f"inference={dict(inference)}: windows leave gaps unless 0 < stride <= crop.")
+        return dict(inference)
+
+    def views(self, image: Tensor, original: Size) -> list[tuple[Tensor, Geometry]]:
+        """What a prediction for an image (3, H, W), read at the size ``original``, is made of: pixels, each with the
+        place of its window.
+        """
+        size = tuple(image.shape[-2:])
+        whole = Geometry(size, (0, 0, *size), size, size, original)
+        return [(_cut(image, window), replace(whole, window=window)) for window in self.windows(size)]
+
+    def encoded(self, size: Size) -> Size:
+        """The size at which the encoder gets images or views of this size."""
+        return size
 
     def windows(self, size: Size) -> list[Box]:
         """The windows of an image of this size, as the inference wants them."""
@@ -318,18 +368,5 @@ def _build_head(config: dict, facts: EncoderFacts, channels: int) -> nn.Module:
     return build(MODELS, config, facts=facts, channels=channels)
 
 
-def _checked_inference(inference: dict) -> dict:
-    wanted = {"whole": {"mode"}, "slide": {"mode", "crop", "stride"}}.get(inference.get("mode"))
-    if wanted is None or set(inference) - {"flip"} != wanted or not isinstance(inference.get("flip", False), bool):
-        raise UserError(
-            f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, stride=PIXELS), "
-            "and flip=True beside either to average with the mirrored image."
-        )
-    for axis in zip(*(_pair(inference[key]) for key in ("crop", "stride")), strict=True) if len(wanted) > 1 else ():
-        if not 0 < axis[1] <= axis[0]:
-            raise UserError(f"inference={dict(inference)}: windows leave gaps unless 0 < stride <= crop.")
-    return dict(inference)
-
-
-def _pair(value: int | Size) -> Size:
+def pair(value: int | Size) -> Size:
     return (value, value) if isinstance(value, int) else tuple(value)

@@ -2,7 +2,8 @@
 
 from siglip2_dense.tasks.depth import Depth
 from siglip2_dense.tasks.normals import Normals
+from siglip2_dense.tasks.open_vocabulary import OpenVocabulary
 from siglip2_dense.tasks.queries import ZeroShotSegmentation
 from siglip2_dense.tasks.segmentation import Segmentation
 
-__all__ = ["Depth", "Normals", "Segmentation", "ZeroShotSegmentation"]
+__all__ = ["Depth", "Normals", "OpenVocabulary", "Segmentation", "ZeroShotSegmentation"]

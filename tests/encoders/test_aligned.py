@@ -355,7 +355,7 @@ def test_parts_of_a_split_projection_are_used_and_trained(native, mode):
         assert difference(found, expected) < 1e-6
         found.square().sum().backward()
         assert split.v.grad.abs().max() > 0
-        assert (split.q.grad.abs().max() > 0) == (mode == "qkv")  # values have no queries
+        assert (split.q.grad is not None) == (mode == "qkv")  # values have no queries
     finally:
         tower.blocks[-1].attn.qkv = fused
 

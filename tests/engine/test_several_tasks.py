@@ -135,9 +135,9 @@ def test_the_gradient_of_a_head_is_clipped_by_itself():
 
     linear = torch.nn.Linear(3, 1, bias=False)
     before = linear.weight.detach().clone()
-    wrapper = _optimizer(dict(type="SGD", lr=1.0, clip_norm=0.5), linear.parameters())
+    wrapper = _optimizer(dict(type="SGD", lr=1.0, clip_norm=0.5), linear)
     (100 * linear(torch.ones(1, 3))).sum().backward()
     wrapper.step()
     assert (linear.weight - before).norm().item() == pytest.approx(0.5, rel=1e-5)
     with pytest.raises(UserError, match="clip_norm=-1"):
-        _optimizer(dict(type="SGD", lr=1.0, clip_norm=-1), linear.parameters())
+        _optimizer(dict(type="SGD", lr=1.0, clip_norm=-1), linear)
