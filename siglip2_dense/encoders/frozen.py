@@ -41,7 +41,8 @@ class FrozenEncoder(nn.Module):
         layers, norm, pooled: what ``forward`` gives; heads declare their own taps. ``layers`` is "last", "last4",
             "even4" or block numbers; ``pooled`` is "none" or "concat".
         precision: "fp32", or "bf16" / "fp16" under autocast. Features are float32 in any case.
-        compile: run the tower through ``torch.compile``.
+        compile: run the tower through ``torch.compile``, which takes long for each size of image: see
+            docs/performance.md. It needs a C++ compiler.
         trainable: "none", "all", a number of last blocks, or names of projections such as ``["q", "v"]``; see
             ``encoders/trainable.py``. Whatever trains, the encoder stays in eval mode.
         checkpointing: compute blocks again in the backward pass instead of keeping what they did.

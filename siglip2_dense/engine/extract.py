@@ -15,7 +15,7 @@ from siglip2_dense.data.subset import Subset
 from siglip2_dense.engine.encoding import expected_bytes, made_with, write_shards
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import free_bytes, size_text
-from siglip2_dense.registry import TRANSFORMS, resolve
+from siglip2_dense.registry import TRANSFORMS, check_arguments
 from siglip2_dense.store.folder import create, find, nearest, planned, remove_leftovers
 from siglip2_dense.store.key import DTYPES, make_key
 from siglip2_dense.store.loader import StoredImages, StoredLoader
@@ -65,9 +65,11 @@ def ensure(
 
     loading: batch_size, num_workers and dataset of the config. windows: those of the inference, for evaluation, else
     the views of training; a part of a data set is trained from the features of the whole, which serve other parts too.
-    part: (i, n) to do every n-th file from the i-th on and leave the others to other processes
-    (a job array); the store is then not whole in the end. Raises UserError for an encoder that trains, for a store that
-    does not fit on the disk, for what the stored type cannot hold, and for views that would all be the same.
+    part: (i, n) to do every n-th file from the i-th on and leave the others to other processes (a job array); the store
+    is then not whole in the end.
+
+    Raises UserError for an encoder that trains, for a store that does not fit on the disk, for what the stored type
+    cannot hold, and for views that would all be the same.
     """
     if isinstance(data, Subset) and not windows:
         built, data = loading["dataset"], data.whole
@@ -130,17 +132,18 @@ def key_of(config: Config, probe, data, loading: dict, windows: bool) -> dict:
 
 def _built_with(data, given: dict) -> dict:
     """What a data set was built with, wherever it lies, with the defaults, which may be others in another version."""
-    found = _with_defaults(type(data), given)
+    found = {key: value for key, value in _with_defaults(type(data), given).items() if key != "root"}
     if isinstance(data, Subset):
         found["dataset"] = _built_with(data.whole, found["dataset"])
     transforms = found.get("transforms", ())
-    found["transforms"] = [_with_defaults(resolve(TRANSFORMS, one["type"]), one) for one in transforms]
-    return {key: value for key, value in found.items() if key not in ("root", "seed")}
+    found["transforms"] = [_with_defaults(check_arguments(TRANSFORMS, one), one) for one in transforms]
+    return found
 
 
 def _with_defaults(cls: type, given: dict) -> dict:
     parameters = inspect.signature(cls).parameters.values()
-    return {**{one.name: one.default for one in parameters if one.default is not one.empty}, **given}
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty and one.name != "seed"}
+    return {**defaults, **given}
 
 
 def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list[tuple[int, int]]]:

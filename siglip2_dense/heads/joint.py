@@ -71,8 +71,8 @@ def _scores(heads: Sequence, inputs: Sequence[Tensor]) -> list[Tensor]:
     biases = [head.conv.bias for head in heads]
     if heads[0].normalises:
         inputs, affine = _normalised([head.bn for head in heads], inputs, widths)
-        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=False):  # it would take products to that
-            biases = [torch.addmv(b, w, shift) for b, w, (_, shift) in zip(biases, weights, affine, strict=True)]
+        # not a matrix product, which autocast would take to bfloat16
+        biases = [b + (w * shift).sum(1) for b, w, (_, shift) in zip(biases, weights, affine, strict=True)]
         weights = [w * scale for w, (scale, _) in zip(weights, affine, strict=True)]
     maps, *vectors = inputs
     own = [_apart(weight, widths, len(inputs)) for weight in weights]

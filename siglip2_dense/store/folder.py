@@ -16,7 +16,7 @@ from siglip2_dense.contracts import EncoderFacts
 from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.files import size_text, write_text
 from siglip2_dense.store.key import FORMAT, covers, digest, leaves
-from siglip2_dense.store.store import MANIFEST, Store, folder_bytes
+from siglip2_dense.store.store import MANIFEST, NOT_EXTRACTED, Store, folder_bytes
 
 OF = ("encoder", "weights", "data", "for", "taps", "type")  # what a table says that features are of
 NAMED, LENGTH = 4, 24  # of the things in which stores differ otherwise, and characters of each
@@ -112,7 +112,7 @@ def nearest(folder: Path, key: dict, views: int = 1, files: Callable[[int], Sequ
         return ""
     store = min(alike, key=distance)
     if covers(store.key, key):
-        return f"{store.path} has more layers, but {next(iter(store.problems(views, files).values()))}"
+        return f"{store.path} has more layers, but {next(iter(store.problems(views, files).values()), NOT_EXTRACTED)}"
     # names and numbers say more than fingerprints
     difference = first_difference(_readable(store.key), _readable(key), origin="there")
     return f"in {store.path}, {difference or first_difference(store.key, key, origin='there')}"

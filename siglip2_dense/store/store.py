@@ -144,8 +144,8 @@ class Store:
         """
         known = self._note(view, number)
         today = [path for index in self.held(number) for path in files(index)]
-        problem, origins = compared(today, known["origins"])
-        if not problem and origins != known["origins"]:  # copied or touched: next time their times are known
+        problem, origins = compared(today, known.get("origins", []))
+        if not problem and known and origins != known["origins"]:  # copied or touched: next time their times are known
             with contextlib.suppress(OSError):  # where it may not be written
                 self._write_note(view, number, **{**known, "origins": origins})
         return problem
@@ -241,7 +241,9 @@ def _refusal(folder: Path, error: Exception) -> UserError:
 
 @lru_cache(maxsize=4)
 def _mixed(images: int) -> np.ndarray:
-    return np.random.default_rng(images).permutation(images)
+    order = np.random.default_rng(images).permutation(images)
+    order.setflags(write=False)
+    return order
 
 
 def _windows(inference: dict) -> str:

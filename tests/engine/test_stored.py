@@ -345,6 +345,7 @@ def test_what_would_change_the_features_is_another_store(parts, monkeypatch, tmp
         "model['heads']['segmentation']['head']['pooled'] = 'concat'",
         "model['canvas'] = (64, 64)",
         "train_dataloader['dataset']['length'] = 6",
+        "train_dataloader['dataset']['seed'] = 6",
         "train_dataloader['dataset']['transforms'].pop()",
         "seed = 1",
         "feature_store = dict(dtype='bf16')",
@@ -377,7 +378,9 @@ def test_defaults_are_part_of_what_a_store_is_of(parts):
         "del whole, transforms"
     )
     assert part["dataset"]["size"] == [192, 256] and part["transforms"][0]["p"] == 0.5
-    assert "seed" not in part and "root" not in part["dataset"]
+    assert (
+        "seed" not in part and "root" not in part["dataset"]
+    )  # the one is in its own place, the other changes nothing
 
 
 def test_other_versions_of_what_makes_features_are_told(parts, small_files, monkeypatch, capsys):

@@ -78,7 +78,7 @@ def test_strides_are_joined_and_a_batch_of_one_has_a_vector(cnn):
     features = cnn.features(images(1), heads[0].taps, pooled=True)
     twins = copy.deepcopy(heads)
     for raw, twin in zip(LinearHead.together(heads, features), twins, strict=True):
-        torch.testing.assert_close(raw, plain(twin, features), rtol=0, atol=1e-4)
+        torch.testing.assert_close(raw, plain(twin, features), rtol=0, atol=3e-4)
     for own, its in zip(heads[1].buffers(), twins[1].buffers(), strict=True):
         torch.testing.assert_close(own, its, rtol=1e-5, atol=1e-6)
 

@@ -252,7 +252,7 @@ def test_swapping_the_encoder_swaps_its_texts(tmp_path):
     from siglip2_dense.engine.configs import find_config
 
     ours = find_config("zeroshot_voc20")
-    text = ours.read_text().replace("_base_/runtime.py", str(ours.parent / "_base_" / "runtime.py"))
+    text = ours.read_text().replace('"_base_/', f'"{ours.parent}/_base_/')
     (tmp_path / "own.py").write_text(f"{text}\nmodel['text'] = dict(name='clip-base-16-224', cache=False)\n")
     common = dict(config=str(tmp_path / "own.py"), weights=None, work_dir=None, launcher="none", cfg_options=[])
     assert load_config(Namespace(encoder=None, **common)).model.text == dict(name="clip-base-16-224", cache=False)

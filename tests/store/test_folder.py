@@ -212,6 +212,12 @@ def test_others_may_read_what_one_has_extracted(toy_store):
     assert len(modes) == 1
 
 
+def test_a_note_that_is_gone_between_two_looks(toy_store):
+    store = toy_store()
+    store.forget(0, 0)
+    assert store.changed(0, 0, lambda index: []) == "" and store.changed(0, 0, lambda index: [store.path])
+
+
 def test_images_of_training_lie_mixed_and_those_of_evaluation_in_order(tmp_path):
     mixed = planned(tmp_path, toy_key(50), FACTS, 16).order()
     assert sorted(mixed) == list(range(50)) and list(mixed) != list(range(50))
