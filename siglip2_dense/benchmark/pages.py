@@ -14,7 +14,7 @@ PAGES = {
     "performance.md": (
         "Performance",
         "Time and memory, both sides of each ratio in one run.",
-        ("encoder", "evaluate", "heads", "loss"),
+        ("encoder", "evaluate", "heads", "loss", "catseg"),
     ),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from siglip2_dense.errors import UserError
 
-NAMES = ("camvid", "encoder", "evaluate", "heads", "kitchen", "loss", "store", "sweep")
+NAMES = ("camvid", "catseg", "encoder", "evaluate", "heads", "kitchen", "loss", "store", "sweep")
 WITH_PICTURES = ("kitchen",)  # they leave pictures in the folder FILE without its .json
 
 
