@@ -36,7 +36,7 @@ def data(classes):
 
 def test_none_is_missed():
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*PROBES, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
-    assert len(PROBES) == 13 and len(list(CONFIGS.rglob("*.py"))) == 27
+    assert len(PROBES) == 13 and len(list(CONFIGS.rglob("*.py"))) == 33
 
 
 def check_text(name, command):

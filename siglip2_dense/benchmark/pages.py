@@ -14,7 +14,7 @@ PAGES = {
     "performance.md": (
         "Performance",
         "Time and memory, both sides of each ratio in one run.",
-        ("encoder", "throughput", "evaluate", "heads", "loss", "store", "sweep", "camvid", "plan"),
+        ("encoder", "throughput", "evaluate", "heads", "loss", "store", "sweep", "camvid", "plan", "catseg"),
     ),
 }
 

@@ -9,6 +9,7 @@ from siglip2_dense.errors import UserError
 
 NAMES = (
     "camvid",
+    "catseg",
     "encoder",
     "evaluate",
     "heads",

@@ -195,3 +195,25 @@ def test_images_look_neither_black_nor_burnt_out(scenes):
 def test_negative_index_is_refused():
     with pytest.raises(ValueError):
         render(-1)
+
+
+def test_things_are_called_by_their_colours_where_that_is_asked_for(scenes):
+    """Every solid's pixels are those of its kind; what has no name does not count."""
+    names = ["sphere", "red box", "wall", "blue box", "green cylinder"]
+    seen = set()
+    for index, scene in enumerate(scenes[:20]):
+        labels = render(index, names=names).labels
+        kind = {label: CLASSES.index(name.split()[-1]) for label, name in enumerate(names)}
+        for label in labels.unique().tolist():
+            seen.add(label)
+            if label >= 0:
+                assert (scene.labels[labels == label] == kind[label]).all()
+        assert (labels[scene.labels == CLASSES.index("wall")] == 2).all()
+        assert (labels[scene.labels == CLASSES.index("floor")] == -1).all()
+        for box, name in zip(scene.boxes.long().tolist(), scene.box_names, strict=True):
+            inside = labels[box[1] : box[3], box[0] : box[2]]
+            if name in names:
+                assert (inside == names.index(name)).any()
+            elif name.endswith("sphere"):
+                assert (inside == 0).any()
+    assert seen == {-1, 0, 1, 2, 3, 4}

@@ -292,3 +292,28 @@ def test_an_encoder_of_fixed_size_says_so():
         FrozenEncoder("test_vit", weights="random", precision="int8")
     with pytest.raises(UserError, match="model_args"):
         FrozenEncoder("test_vit", weights="random", model_args=dict(deepness=3))
+
+
+def test_positions_are_resampled_without_antialiasing_where_that_is_asked_for():
+    """As CAT-Seg's copy of CLIP does; the two kernels differ where the grid grows, too."""
+    name, args = "vit_base_patch16_clip_224.openai", dict(depth=1, embed_dim=16, num_heads=2)
+    plain, other = (FrozenEncoder(name, "random", model_args=args, position_kernel=k) for k in (None, "bicubic"))
+    assert (plain.facts.position_kernel, other.facts.position_kernel) == ("bicubic, antialias", "bicubic")
+    images = torch.randint(0, 256, (1, 3, 384, 320), dtype=torch.uint8)
+    table = other.tower.pos_embed.detach().clone()
+    grid = table[:, 1:].reshape(1, 14, 14, 16).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, (24, 20), mode="bicubic", align_corners=False)
+    expected = torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    features = other.features(images)
+    assert torch.allclose(other._tables[24, 20], expected, atol=1e-6)
+    (a,), (b,) = features.maps.values(), plain.features(images).maps.values()
+    assert (a - b).abs().max() > 1e-4
+    native = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    (a,), (b,) = other.features(native).maps.values(), plain.features(native).maps.values()
+    assert torch.equal(a, b) and torch.equal(other.tower.pos_embed, table)
+    trained = FrozenEncoder(name, "random", model_args=args, position_kernel="bicubic", trainable=["positions"])
+    (a,), (b,) = trained.features(images).maps.values(), features.maps.values()
+    assert torch.allclose(a, b, atol=1e-5) and a.requires_grad
+    for wrong, encoder in (("bilinear", name), ("bicubic", "test_convnext"), ("bicubic", "vit_small_patch16_dinov3")):
+        with pytest.raises(UserError, match=f"position_kernel='{wrong}': give 'bicubic'"):
+            FrozenEncoder(encoder, "random", position_kernel=wrong)

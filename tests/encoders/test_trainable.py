@@ -150,6 +150,19 @@ def test_one_choice_has_one_way_of_writing():
     assert build(("v", "q", "q")).trainable == ["q", "v"] and build(2).trainable == 2
 
 
+def test_the_position_table_is_a_part_by_itself():
+    encoder = build(["v", "positions"])
+    assert names(encoder) == {"trained.pos_embed", *(f"trained.blocks.{block}.attn.qkv.v" for block in range(6))}
+    order = [name for name, _ in encoder.tower.named_parameters()]
+    weighted_sum(encoder.features(IMAGES)).backward()
+    assert encoder.tower.pos_embed.grad.abs().max() > 1e-4
+    assert isinstance(encoder.tower.pos_embed, torch.nn.Parameter)
+    assert [name for name, _ in encoder.tower.named_parameters()] == order
+    assert build(["positions", "q"]).trainable == ["q", "positions"]
+    with pytest.raises(UserError, match="no position table"):
+        build(["positions"], "vit_small_patch16_dinov3")
+
+
 @pytest.mark.parametrize("wrong", ["q", 0, 7, True, ["w"], [], "last", 1.5])
 def test_wrong_words(wrong):
     with pytest.raises(UserError, match="trainable="):
