@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from siglip2_dense.cli.common import load_config
+from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.optimizers import _optimizer
 from siglip2_dense.engine.run import build_probe
@@ -17,7 +18,7 @@ from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import DATASETS, MODELS, TRANSFORMS, build, resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-PROBES = sorted(path.stem for path in CONFIGS.glob("probe_*.py"))
+PROBES, CATSEG = (sorted(path.stem for path in CONFIGS.glob(f"{kind}_*.py")) for kind in ("probe", "catseg"))
 ZERO_SHOT = {"ade20k": "ade20k", "voc20": "voc20", "voc21": "pascal", "cocostuff": "coco_stuff"}  # set: its labels
 
 
@@ -35,8 +36,9 @@ def data(classes):
 
 
 def test_none_is_missed():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {*PROBES, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
-    assert len(PROBES) == 13 and len(list(CONFIGS.rglob("*.py"))) == 33
+    known = {*PROBES, *CATSEG, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == known
+    assert len(PROBES) == 13 and len(CATSEG) == 5 and len(list(CONFIGS.rglob("*.py"))) == 33
 
 
 def check_text(name, command):
@@ -47,6 +49,18 @@ def check_text(name, command):
 def check_round_trip(config, folder):
     config.dump(folder / "dumped.py")
     assert type(config).fromfile(folder / "dumped.py").to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("name", CATSEG)
+def test_config_of_cat_seg(name, tmp_path):
+    """Models of them are built in tests/models/test_catseg.py, on smaller towers."""
+    check_text(name, "tools/train.py")
+    config = load(name, None)
+    check_keys(config)
+    check_trains(config)
+    check_round_trip(config, tmp_path)
+    assert config.model.clip_norm == 0.01 and config.train_cfg.max_iters == 80_000
+    assert find(config.model.encoder.name).text  # has a text tower
 
 
 @pytest.mark.parametrize("name", PROBES)

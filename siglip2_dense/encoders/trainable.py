@@ -60,9 +60,9 @@ class Trained(nn.Module):
 
 
 def normalised(trainable: Trainable) -> Trainable:
-    """The same choice in one way of writing."""
+    """The same choice in one way of writing; words that mean nothing are for ``choose`` to refuse."""
     if isinstance(trainable, (list, tuple)):
-        return sorted(set(trainable), key=PARTS.index)
+        return [name for name in PARTS if name in trainable] + [name for name in trainable if name not in PARTS]
     return trainable
 
 

@@ -78,7 +78,8 @@ def test_a_prediction_is_that_of_the_views_written_out(model):
     expected = F.interpolate(((total / count + whole) / 2)[None], (50, 60), mode="bilinear", align_corners=False)[0]
     views = model.views(PIXELS, (50, 60))
     with torch.no_grad():
-        parts = model._pass([(0, *view) for view in views], mirrored=False)
+        seen = model.window_features([PIXELS], [Sample(original_size=(50, 60))])
+        parts = [part for _, mirrored, features in seen for part in model._read(features, mirrored)]
     found = blend_probabilities([part["segmentation"] for part in parts])
     assert len(views) == 5 and (found - expected).abs().max() < 1e-5
     clear = (expected.topk(2, dim=0).values.diff(dim=0).abs() > 1e-4)[0]
