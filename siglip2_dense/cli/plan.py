@@ -1,6 +1,7 @@
 """What a run will cost: operations, bytes and time, straight through the encoder and from stored features.
 
-No weights and no data are needed. Times are estimates: what is assumed of the device is printed with them.
+No weights are needed, and no data where the config or the set itself says what classes there are. Times are estimates:
+what is assumed of the device is printed with them.
 """
 
 from __future__ import annotations
@@ -57,11 +58,15 @@ def _text(found: dict) -> str:
     for split, words in (("train", f"{schedule['images_per_step']} a step"), ("val", "")):
         one = data[split]
         count = UNKNOWN if one["images"] is None else f"{one['images']:,} images ({one['counted']})"
-        words = words or f"{one['passes']:.3g} passes each, tested {schedule['evaluations']} times"
+        words = words or f"{one['passes']:.3g} passes each, tested {_often(schedule['evaluations'])}"
         rows.append((f"data {split}", f"{one['name']} {one['split']}: {count}, {words}"))
+    if schedule["images_held_out"]:
+        rows.append(("  held out", f"{schedule['images_held_out']:,} images of training, tested once to choose by"))
     epochs = "" if schedule["epochs"] is None else f", {schedule['epochs']:.3g} epochs"
     rows.append(("training", f"{schedule['steps']:,} steps{epochs}"))
-    rows.append(("memory", f"weights {_bytes(size['weights'])}, activations about {_bytes(size['activations'])}"))
+    parts = ("weights", "gradients_and_moments", "activations")
+    words = ", ".join(f"{name.replace('_', ' ')} {_bytes(size[name])}" for name in parts)
+    rows.append(("memory", f"about {words}"))
     views = f"{schedule['views']} view{'s' * (schedule['views'] > 1)} of training {_bytes(size['stored_train'])}"
     words = f"{_bytes(size['stored_image'])} an image and view: {views}, windows of evaluation "
     words += f"{_bytes(size['stored_windows'])}; an epoch reads {_bytes(size['read_each_epoch'])}"
@@ -88,6 +93,10 @@ def _assumed(found: dict) -> str:
         f"{device['step'] * 1e3:g} ms beside the arithmetic of a step; images decoded as fast as they are wanted"
         + (f"; typical image sizes ({', '.join(typical)})" if typical else "")
     )
+
+
+def _often(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"
 
 
 def _size(size) -> str:

@@ -18,14 +18,19 @@ from siglip2_dense.registry import DATASETS, build
 SIDES = ("kept", "held out")
 
 
+def held_count(size: int, fraction: float) -> int:
+    """How many of so many images are held out: at least one, and not all."""
+    return min(max(round(size * fraction), 1), size - 1)
+
+
 def held_out(size: int, fraction: float, seed: int) -> np.ndarray:
-    """(size,) bool: which images of a set are held out, at least one and not all.
+    """(size,) bool: which images of a set are held out.
 
     They are runs of neighbours in the order of the set, about as many runs as each has images: neighbours may be frames
     of one video, nearly the same, and single ones drawn from all over would lie beside images that are trained on. Of
     runs only the ends do.
     """
-    count = min(max(round(size * fraction), 1), size - 1)
+    count = held_count(size, fraction)
     kept = size - count
     runs = min(round(math.sqrt(count)), kept + 1)
     lengths = count // runs + (np.arange(runs) < count % runs)

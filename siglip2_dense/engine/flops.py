@@ -52,6 +52,7 @@ class HeadCost(NamedTuple):
     forward: int  # operations
     training: int  # operations, forward and backward
     kept: int  # bytes kept for the backward pass, without the features
+    raw: int  # bytes of the raw maps
 
 
 def bare_encoder(config: dict) -> Bare:
@@ -153,4 +154,5 @@ def head_cost(heads: Sequence[nn.Module], features: Features) -> HeadCost:
     for tensor in (*own, *features.maps.values()):
         kept.pop(tensor.untyped_storage()._cdata, None)
     once, back = (counter.get_total_flops() // len(features) for counter in (forward, backward))
-    return HeadCost(once, once + back, sum(storage.nbytes() for storage in kept.values()) // len(features))
+    held, maps = sum(storage.nbytes() for storage in kept.values()), sum(one.nbytes for one in raw)
+    return HeadCost(once, once + back, held // len(features), maps // len(features))

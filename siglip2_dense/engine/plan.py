@@ -21,6 +21,7 @@ from mmengine.config import Config
 from torch import nn
 
 from siglip2_dense.contracts import Size
+from siglip2_dense.data.subset import held_count
 from siglip2_dense.encoders.facts import padded
 from siglip2_dense.encoders.frozen import PRECISIONS
 from siglip2_dense.engine.configs import check_keys, check_trains
@@ -42,14 +43,16 @@ from siglip2_dense.errors import UserError
 from siglip2_dense.registry import MODELS, build, check_arguments
 
 
-class Run(NamedTuple):
+class Schedule(NamedTuple):
     """How often that is done; a number of images may be unknown."""
 
     steps: int
     batch: int
     views: int  # of each image in a store
-    evaluations: int
-    trained: int | None  # images of training
+    evaluations: int  # of the validation images
+    whole: int | None  # images of the training set, which a store holds,
+    trained: int | None  # those that are trained on,
+    held: int | None  # and those that settings are chosen by
     tested: int | None  # images over all evaluations
     windows: int | None  # images whose windows a store holds
 
@@ -62,12 +65,16 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
     """
     check_keys(config)
     check_trains(config)
+    if images and min(images) < 1:
+        raise UserError(
+            f"--images {images[0]} {images[1]}: give how many images of training and of validation, from 1."
+        )
     given, store = images or (None, None), config.get("feature_store") or {}
     train = images_of(config.train_dataloader.dataset.to_dict(), config.seed, given[0])
     val = images_of(config.val_dataloader.dataset.to_dict(), config.seed, given[1])
     views = stored_settings({"feature_store": {"dir": ".", **store}})["views"]
-    run = _run(config, views, train.count, val.count)
     encoder, probe = _bare(config, train)
+    run = _schedule(config, views, train.count, val.count)
     facts, taps, pooled = encoder.facts, probe.taps, probe.pooled
     kin, precision = _kin(probe.heads), config.model.encoder.get("precision", "fp32")
     number = 4 if precision == "fp32" else 2  # bytes
@@ -96,6 +103,7 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
     windows = [[box[2:] for box in probe.windows(size)] * flips for size in val.sizes]
     once, tested = work(canvas), Work.mean(Work.sum(map(work, sizes)) for sizes in windows)
     whole, parameters = encoder_cost(encoder, canvas, taps, pooled), sum(p.numel() for p in probe.parameters())
+    raw = sum(cost(names, canvas).raw for names in kin)  # held with a gradient of the same size
     rates = Rates(device, precision, probe.precision, parameters)
     return {
         "encoder": {
@@ -124,15 +132,16 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
             "epochs": run.steps * run.batch / run.trained if run.trained else None,
             "evaluations": run.evaluations,
             "images_trained": run.trained,
+            "images_held_out": run.held,
             "images_tested": run.tested,
             "views": run.views,
         },
         "bytes": {
             "weights": 4 * (facts.parameters + parameters),
             "gradients_and_moments": 12 * parameters,
-            "activations": run.batch * (number * whole.live + once.moved),
+            "activations": run.batch * (number * whole.live + once.moved + 2 * raw),
             "stored_image": once.stored,
-            "stored_train": _times(run.trained, run.views * once.stored),
+            "stored_train": _times(run.whole, run.views * once.stored),
             "stored_windows": _times(run.windows, tested.stored),
             "read_each_epoch": _times(run.trained, once.stored),
             "free": _free(store.get("dir")),
@@ -142,24 +151,25 @@ def plan(config: Config, device: Device, images: tuple[int, int] | None = None) 
     }
 
 
-def _run(config: Config, views: int, train: int | None, val: int | None) -> Run:
-    """A sweep chooses on images held out from training, at every evaluation, and is validated once."""
-    steps = config.train_cfg.max_iters
-    evaluations = -(-steps // config.train_cfg.val_interval)
-    part = holdout(config)
-    held = None if train is None else 0 if part is None else min(max(round(part * train), 1), train - 1)
-    return Run(
+def _schedule(config: Config, views: int, train: int | None, val: int | None) -> Schedule:
+    """Heads of a sweep are scored when all are trained: on the held-out images, then once on those of validation."""
+    steps, fraction = config.train_cfg.max_iters, holdout(config)
+    evaluations = 1 if has_several(config) else -(-steps // config.train_cfg.val_interval)
+    held = None if train is None else 0 if fraction is None else held_count(train, fraction)
+    return Schedule(
         steps=steps,
         batch=config.train_dataloader.batch_size,
         views=views,
         evaluations=evaluations,
+        whole=train,
         trained=None if train is None else train - held,
-        tested=None if None in (val, held) else val * evaluations if part is None else val + evaluations * held,
+        held=held,
+        tested=None if None in (val, held) else val * evaluations + held,
         windows=None if None in (val, held) else val + held,
     )
 
 
-def _timed(run: Run, rates: Rates, once: Work, tested: Work) -> dict:
+def _timed(run: Schedule, rates: Rates, once: Work, tested: Work) -> dict:
     """Seconds of the phases and images a second, straight and from a store; once: of an image of training."""
 
     def phases(from_images: bool) -> dict:
@@ -178,7 +188,7 @@ def _timed(run: Run, rates: Rates, once: Work, tested: Work) -> dict:
     if read_windows is not None:
         stored["evaluation"] = max(stored["evaluation"], read_windows / disk)
     extraction = {
-        "extraction": _times(run.trained, run.views * rates.extract(once)),
+        "extraction": _times(run.whole, run.views * rates.extract(once)),
         "extraction_of_windows": _times(run.windows, rates.extract(tested)),
     }
     images = run.steps * run.batch
@@ -204,9 +214,17 @@ def _bare(config: Config, data: Images) -> tuple[Bare, nn.Module]:
         raise UserError(f"precision={settings['precision']!r}: give one of {', '.join(PRECISIONS)}.")
     if has_several(config):
         model["heads"] = {member.name: member.parts for member in members(config)}
-    for parts in model["heads"].values():
-        if data.classes and parts.get("task", {}).get("type") == "Segmentation":
-            parts["task"].setdefault("classes", list(data.classes))
+    for name, parts in model["heads"].items():
+        task = parts.get("task", {})
+        if task.get("type") != "Segmentation" or "classes" in task:
+            continue
+        if not data.classes:
+            place, where = f"model.heads.{name.partition('/')[0]}.task.classes", config.train_dataloader.dataset
+            raise UserError(
+                f"{place}: only the data say them, and {where.get('root', data.name)} is not there; give the names, "
+                f"{place}=[…], or get the data."
+            )
+        task["classes"] = list(data.classes)
     if model["type"] != "DenseProbe":
         raise UserError(f"the plan is of heads that read an encoder's own maps; it knows nothing of {model['type']}.")
     encoder = bare_encoder(settings)

@@ -1,6 +1,7 @@
 """The plan as a person reads it, and as JSON."""
 
 import json
+import re
 
 import pytest
 
@@ -27,3 +28,9 @@ def test_another_encoder_and_a_store_are_planned_for(capsys, tmp_path):
     shown = capsys.readouterr().out
     assert "dinov2-base-14" in shown and "2,024 images (given)" in shown and "4 views of training" in shown
     assert "are free" in shown and not (tmp_path / "a").exists()
+    assert re.search(r"memory +about weights \d+ MB, gradients and moments \d+ MB, activations \S+ GB", shown)
+    verb.main(["probe_ade20k", "--device", "h100", "--encoder", "siglip2-base-16-256", "--cfg-options", "seeds=2"])
+    shown = capsys.readouterr().out
+    assert "tested once" in shown and "held out" not in shown
+    verb.main(["probe_ade20k", "--device", "h100", "--cfg-options", "sweep.lr=[1e-3,1e-2]"])
+    assert "2,021 images of training, tested once to choose by" in capsys.readouterr().out

@@ -236,9 +236,18 @@ def test_a_sweep_trains_all_its_heads_on_what_is_not_held_out(tiny):
     (alone,) = one["heads"].values()
     assert len(names.split(", ")) == 6 and cost["parameters"] == 6 * alone["parameters"]
     assert cost["forward"] == 6 * alone["forward"] and cost["kept"] < 6 * alone["kept"]
+    assert cost["raw"] == 6 * alone["raw"] == 6 * 6 * 3 * 3 * 4  # six classes on 3 x 3 cells, in float32
+    more = found["bytes"]["activations"] - one["bytes"]["activations"]  # a raw map and its gradient for each more head
+    assert more == 2 * (2 * 5 * alone["raw"] + cost["kept"] - alone["kept"])
     schedule = found["schedule"]
-    assert (schedule["images_trained"], schedule["images_tested"]) == (4, 2 * 1 + 7)
-    assert found["bytes"]["stored_train"] == 4 / 5 * one["bytes"]["stored_train"]
+    assert (schedule["images_trained"], schedule["images_held_out"], schedule["images_tested"]) == (4, 1, 1 + 7)
+    assert schedule["evaluations"] == 1 and one["schedule"]["evaluations"] == 2
+    for size in ("stored_image", "stored_train"):  # a store has the whole set, for any part of it
+        assert found["bytes"][size] == one["bytes"][size]
+    assert found["seconds"]["stored"]["extraction"] == one["seconds"]["stored"]["extraction"]
+    assert found["bytes"]["read_each_epoch"] == 4 / 5 * one["bytes"]["read_each_epoch"]
+    seeds = plan(read_config(tiny("seeds = 2\n")), SLOW)["schedule"]
+    assert (seeds["evaluations"], seeds["images_trained"], seeds["images_tested"]) == (1, 5, 7)
     assert found["bytes"]["stored_windows"] == 8 / 7 * one["bytes"]["stored_windows"]
     assert found["seconds"]["straight"]["training"] < 2 * one["seconds"]["straight"]["training"]
 
@@ -279,6 +288,19 @@ def test_what_nobody_has_counted_is_unknown_until_it_is_given(monkeypatch, tmp_p
     given = plan(config, DEVICES["a100"], images=(2024, 555))
     assert given["bytes"]["stored_train"] == 2024 * given["bytes"]["stored_image"]
     assert given["seconds"]["stored"]["total"] > given["seconds"]["stored"]["training"]
+
+
+def test_classes_that_only_the_data_know_have_to_be_given(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = read_config(find_config("probe_camvid"))
+    with pytest.raises(
+        UserError, match=r"segmentation.task.classes: only the data say .* data/camvid is .*task.classes=\[…\]"
+    ):
+        plan(config, DEVICES["h100"], images=(367, 101))
+    config.model.heads.segmentation.task.classes = [f"class {number}" for number in range(11)]
+    assert plan(config, DEVICES["h100"], images=(367, 101))["seconds"]["straight"]["total"] > 0
+    with pytest.raises(UserError, match="--images -5 101: give how many"):
+        plan(config, DEVICES["h100"], images=(-5, 101))
 
 
 def test_images_that_are_there_are_counted_and_looked_at(tmp_path):
