@@ -1,4 +1,4 @@
-"""CamVid cut to 336 x 336 pixels: a linear head on the last map, 20 epochs of features that are extracted once.
+"""CamVid cut to 336 x 336 pixels: a 1x1 convolution on the last map, 20 epochs of features that are extracted once.
 
     python tools/train.py configs/probe_camvid_crops.py --features features
 
@@ -13,7 +13,7 @@ model = dict(
     encoder=dict(type="FrozenEncoder", name="dinov2-small-14"),
     heads=dict(
         segmentation=dict(
-            head=dict(type="LinearHead"), task=dict(type="Segmentation"), optim=dict(type="AdamW", lr=1e-3)
+            head=dict(type="LinearHead", batch_norm=False), task=dict(type="Segmentation"), optim=dict(type="AdamW", lr=1e-3)
         )
     ),
 )

@@ -6,11 +6,11 @@ Python and importing the libraries is counted in; its seconds are in the details
 an image. VisBench 0.27 (its own cache, two other cores) was measured at 3.4 bare passes, 2.4 from its cache of 3.1 GB,
 mIoU 51.8.
 
-Views: stored crops, scales and mirror images against those drawn anew in each epoch, for as many steps, on an
-EfficientNet-Lite0. The same v views of an image are seen again and again.
-
 End to end: a sweep of 24 settings with a ViT-B/16 of random weights, from extracting to the scores on the test images,
 in parts of one probe of as many steps through the encoder, of which the first steps are measured and multiplied.
+
+Views: stored crops, scales and mirror images against those drawn anew in each epoch, for as many steps, on an
+EfficientNet-Lite0. The same v views of an image are seen again and again.
 
 Needs ``camvid/`` and ``weights/`` in the folder that SIGLIP2_DENSE_TEST_DATA names.
 """
@@ -21,8 +21,9 @@ import json
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 
 from siglip2_dense.benchmark.measure import data_folder, figure, numbers_of_own_process, verb
@@ -34,7 +35,9 @@ YARDSTICK = {  # loss: most of a cold run, and of one from the store, in parts o
     "exact": (1.5, 0.5),
     "sampled": (1.3, 0.2),
 }
-SAMPLED = (f"{HEAD}.task.loss=sampled", f"{HEAD}.task.samples=1024")
+SAMPLED = {f"{HEAD}.task.loss": "sampled", f"{HEAD}.task.samples": 1024}
+PARTS = ("reading", "head", "loss", "backward", "update")
+WARM_UP, MEASURED = 20, 100  # steps
 VIEWS = (1, 2, 4, 8)
 AUGMENTED = """
 train_dataloader = dict(dataset=dict(transforms=[
@@ -50,10 +53,27 @@ SWEEP = (
 )
 
 
+def fewer(folder: Path, scratch: Path) -> Path:
+    """Every eighth image of CamVid, by links, and the weights."""
+    names = [Path("weights"), Path("camvid/classes.txt")]
+    for path in sorted((folder / "camvid/labels").rglob("*.png"))[::8]:
+        label = path.relative_to(folder / "camvid/labels")
+        names += [Path("camvid/labels") / label, Path("camvid/images") / label.with_suffix(".jpg")]
+    for name in names:
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).symlink_to(folder / name)
+    return scratch
+
+
+def written(settings: dict) -> list[str]:
+    """For the command line."""
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
 def options(folder: Path, **more) -> list[str]:
-    """Settings for the command line: the data, and others by name with double underscores for dots."""
-    roots = [f"{split}_dataloader.dataset.root={folder / 'camvid'}" for split in ("train", "val", "test")]
-    return roots + [f"{key.replace('__', '.')}={value}" for key, value in more.items()]
+    """The data, and other settings by name with double underscores for dots, for the command line."""
+    roots = {f"{split}_dataloader.dataset.root": folder / "camvid" for split in ("train", "val", "test")}
+    return written(roots | {key.replace("__", "."): value for key, value in more.items()})
 
 
 def vit(folder: Path) -> list[str]:
@@ -61,7 +81,7 @@ def vit(folder: Path) -> list[str]:
     return ["--encoder", "vit_small_patch14_dinov2", "--weights", str(weights)]
 
 
-def bare(size: int) -> list[float]:
+def bare(folder: str, size: int) -> list[float]:
     """Seconds of the pass over the crops of CamVid's training and validation images; in a process of its own."""
     import torch
 
@@ -69,12 +89,11 @@ def bare(size: int) -> list[float]:
     from siglip2_dense.data.folder import ImageFolder
     from siglip2_dense.encoders import FrozenEncoder
 
-    folder = data_folder("camvid")
-    encoder = FrozenEncoder(*vit(folder)[1::2], model_args=dict(depth=6))
+    encoder = FrozenEncoder(*vit(Path(folder))[1::2], model_args=dict(depth=6))
     crop = [dict(type="CenterCrop", size=(size, size))]
     images = []
     for split in ("train", "val"):
-        data = ImageFolder(folder / "camvid", split, ignore=11, transforms=crop)
+        data = ImageFolder(f"{folder}/camvid", split, ignore=11, transforms=crop)
         images += [data[(0, index)].image for index in range(len(data))]
     with torch.no_grad():
         encoder.features(images[:8], [Tap(5, True)])
@@ -82,6 +101,46 @@ def bare(size: int) -> list[float]:
         for first in range(0, len(images), 8):
             encoder.features(images[first : first + 8], [Tap(5, True)])
     return [time.perf_counter() - start]
+
+
+def parts(folder: str, store: str, sampled: bool) -> list[float]:
+    """Milliseconds of a training step from the store: reading, heads, loss, backward, update; in its own process."""
+    from mmengine.config import Config
+
+    from siglip2_dense.engine.optimizers import optimizers_of
+    from siglip2_dense.engine.run import Run
+
+    name, weights = vit(Path(folder))[1::2]
+    config = Config.fromfile(find_config("probe_camvid_crops"))
+    config.merge_from_dict(
+        {
+            **{f"{split}_dataloader.dataset.root": f"{folder}/camvid" for split in ("train", "val")},
+            "model.encoder": dict(name=name, weights=weights, model_args=dict(depth=6)),
+            "feature_store": dict(dir=store),
+            "work_dir": store,
+            **(SAMPLED if sampled else {}),
+        }
+    )
+    run = Run(config)
+    loader, (wrapper,) = iter(run.train_loader()), optimizers_of(run.probe).values()
+    run.probe.train()
+    steps = []
+    for number in range(WARM_UP + MEASURED):
+        run.probe.step, marks = number, [time.perf_counter()]
+
+        def done(value, marks=marks):
+            marks.append(time.perf_counter())
+            return value
+
+        batch = done(run.probe.data_preprocessor(next(loader), True))
+        raw = done(run.probe.raw(batch["inputs"]))
+        task, geometry = run.probe.tasks["segmentation"], batch["inputs"].geometry
+        (loss,) = done(task.loss(raw["segmentation"], geometry, batch["data_samples"], number)).values()
+        done(loss.backward())
+        wrapper.step()
+        done(wrapper.zero_grad())
+        steps.append([1e3 * (end - start) for start, end in pairwise(marks)])
+    return [median(times) for times in zip(*steps[WARM_UP:], strict=True)]
 
 
 def starting() -> float:
@@ -99,17 +158,21 @@ def timed(name: str, *arguments: str) -> float:
 
 
 def yardstick(folder: Path, scratch: Path, quick: bool) -> list[dict]:
-    size, steps = (84, 46) if quick else (336, 918)
+    size, steps = (168, 40) if quick else (336, 918)
     sizes = {f"{split}_dataloader__dataset__transforms__0__size": f"({size},{size})" for split in ("train", "val")}
     common = options(folder, train_cfg__max_iters=steps, train_cfg__val_interval=steps, **sizes)
-    (seconds,), start, figures, scores = numbers_of_own_process("camvid", f"bare({size})"), starting(), [], {}
+    (seconds,), start = numbers_of_own_process("camvid", f"bare({str(folder)!r}, {size})"), starting()
+    figures, scores = [], {}
     for loss, targets in YARDSTICK.items():
+        if quick and loss == "exact":
+            continue
         store = scratch / f"features_{loss}"
         for how, target in zip(("cold", "from the store"), targets, strict=True):
             work_dir = scratch / f"{loss}_{how[:4]}"
             taken = timed(
                 "train", "probe_camvid_crops", "--work-dir", str(work_dir), "--features", str(store), *vit(folder),
-                "--cfg-options", "model.encoder.model_args.depth=6", *common, *(SAMPLED if loss == "sampled" else ()),
+                "--cfg-options", "model.encoder.model_args.depth=6", *common,
+                *written(SAMPLED if loss == "sampled" else {}),
             )  # fmt: skip
             record = json.loads((work_dir / "results.json").read_text())
             scores[loss] = record["metrics"]["mIoU"]
@@ -117,13 +180,60 @@ def yardstick(folder: Path, scratch: Path, quick: bool) -> list[dict]:
                 f"{taken:.1f} s, of which {start:.1f} to start and {record['run']['seconds']:.1f} in training and its "
                 f"evaluation; the bare pass {seconds:.1f} s"
             )
-            figures.append(figure(f"{loss} loss, {how} / bare pass", taken / seconds, target, detail=detail))
-    held = sum(path.stat().st_size for path in (scratch / "features_exact").rglob("*") if path.is_file())
+            figures.append(
+                figure(f"{loss} loss, {how} / bare pass", taken / seconds, None if quick else target, detail=detail)
+            )
+        if not quick:
+            figures.append(_profile(loss, folder, store, 8e3 / record["run"]["images_per_second"]))
+    held = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     figures.append(figure("gigabytes on disk", held / 1e9, 0.25))
-    figures.append(figure("mIoU on val, exact loss", scores["exact"], None if quick else TO_REACH, "higher"))
-    apart = scores["exact"] - scores["sampled"]
-    figures.append(figure("mIoU on val, exact less sampled loss", apart, None if quick else 0.5))
+    if not quick:
+        figures.append(figure("mIoU on val, exact loss", scores["exact"], TO_REACH, "higher"))
+        figures.append(figure("mIoU on val, exact less sampled loss", scores["exact"] - scores["sampled"], 0.5))
     return figures
+
+
+def _profile(loss: str, folder: Path, store: Path, step: float) -> dict:
+    """Where a step from the store goes, the runner's share being the rest of it."""
+    times = numbers_of_own_process("camvid", f"parts({str(folder)!r}, {str(store)!r}, {loss == 'sampled'})")
+    told = ", ".join(f"{part} {taken:.1f}" for part, taken in zip(PARTS, times, strict=True))
+    detail = f"{told}, the runner and its waiting {max(step - sum(times), 0):.1f}"
+    return figure(f"milliseconds of a step from the store, {loss} loss", step, detail=detail)
+
+
+def end_to_end(folder: Path, scratch: Path, quick: bool) -> dict:
+    """Extracting, a sweep of 24 settings and the test, against one probe through the encoder."""
+    steps, measured, size = (46, 1, "(112,144)") if quick else (918, 12, "(224,304)")
+    resized = {f"{split}_dataloader__dataset__transforms__0__size": size for split in ("train", "val", "test")}
+    shallow = {"model__encoder__model_args__depth": 4} if quick else {}
+
+    def run(name: str, steps: int, *more: str, features: str | None = None) -> float:
+        given = options(
+            folder, train_cfg__max_iters=steps, train_cfg__val_interval=steps, param_scheduler__0__total_steps=steps,
+            pictures=0, **{f"{HEAD}.head.layers": "last", f"{HEAD}.head.norm": True}, **resized, **shallow,
+        )  # fmt: skip
+        work_dir = scratch / name
+        stored = ["--features", str(scratch / features)] if features else []
+        encoder = ["--encoder", "siglip2-base-16-256", "--weights", "random"]
+        taken = timed(
+            "train", "probe_camvid", "--work-dir", str(work_dir), *encoder, *stored, "--cfg-options", *given, *more
+        )
+        tested = [str(work_dir / "chosen.py")] if stored else ["probe_camvid", *encoder, "--cfg-options", *given]
+        if not quick:
+            taken += timed(
+                "test", tested[0], str(work_dir / "head.safetensors"), *stored, "--out", str(work_dir / "tested.json"),
+                "--work-dir", str(work_dir), *tested[1:],
+            )  # fmt: skip
+        return taken
+
+    ours = run("sweep", steps, *written(SAMPLED), *SWEEP, features="base")
+    short = run("short", measured)
+    long = run("long", 3 * measured)
+    step = (long - short) / (2 * measured)
+    plain = short + (steps - measured) * step
+    detail = f"24 settings {ours:.0f} s; one probe {plain:.0f} s, from {step:.2f} s a step of 8 images"
+    name = "extraction, sweep of 24 settings, test / one probe through the encoder"
+    return figure(name, ours / plain, None if quick else 0.2, detail=detail)
 
 
 def views(folder: Path, scratch: Path) -> list[dict]:
@@ -158,45 +268,11 @@ def _each(values: list[float]) -> str:
     return "seeds " + ", ".join(f"{value:.2f}" for value in values)
 
 
-def end_to_end(folder: Path, scratch: Path, quick: bool) -> dict:
-    """Extracting, a sweep of 24 settings and the test, against one probe through the encoder."""
-    steps, measured, size = (40, 2, "(64,96)") if quick else (918, 12, "(224,304)")
-    resized = {f"{split}_dataloader__dataset__transforms__0__size": size for split in ("train", "val", "test")}
-
-    def run(name: str, steps: int, *more: str, features: str | None = None) -> tuple[float, Path]:
-        given = options(
-            folder, train_cfg__max_iters=steps, train_cfg__val_interval=steps, param_scheduler__0__total_steps=steps,
-            pictures=0, **{f"{HEAD}.head.layers": "last", f"{HEAD}.head.norm": True}, **resized,
-        )  # fmt: skip
-        work_dir = scratch / name
-        stored = ["--features", str(scratch / features)] if features else []
-        encoder = ["--encoder", "siglip2-base-16-256", "--weights", "random"]
-        taken = timed(
-            "train", "probe_camvid", "--work-dir", str(work_dir), *encoder, *stored, "--cfg-options", *given, *more
-        )
-        tested = [str(work_dir / "chosen.py")] if stored else ["probe_camvid", *encoder]
-        test = given if not stored else options(folder)
-        taken += timed(
-            "test", *tested[:1], str(work_dir / "head.safetensors"), *tested[1:], *stored,
-            "--out", str(work_dir / "tested.json"), "--work-dir", str(work_dir), "--cfg-options", *test,
-        )  # fmt: skip
-        return taken, work_dir
-
-    ours, _ = run("sweep", steps, *SAMPLED, *SWEEP, features="base")
-    short, _ = run("short", measured)
-    long, _ = run("long", 3 * measured)
-    step = (long - short) / (2 * measured)
-    plain = short + (steps - measured) * step
-    detail = f"24 settings {ours:.0f} s; one probe {plain:.0f} s, from {step:.2f} s a step of 8 images"
-    name = "extraction, sweep of 24 settings, test / one probe through the encoder"
-    return figure(name, ours / plain, 0.2, detail=detail)
-
-
 def run(quick: bool) -> list[dict]:
     folder = data_folder("camvid")
     with TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        figures = yardstick(folder, scratch, quick)
-        if not quick:
-            figures += views(folder, scratch)
-        return [*figures, end_to_end(folder, scratch, quick)]
+        if quick:
+            folder = fewer(folder, scratch / "fewer")
+        figures = [*yardstick(folder, scratch, quick), end_to_end(folder, scratch, quick)]
+        return figures if quick else [*figures, *views(folder, scratch)]

@@ -123,8 +123,10 @@ def draw_pixels(labels: Tensor, count: int, seeds: Sequence[Seed]) -> tuple[Tens
 def _of_ranks(counted: Tensor, ranks: Tensor) -> Tensor:
     """The places (B, n) in ``counted`` (B, N) bool of those that are true, by their numbers; any place beyond them."""
     if counted.device.type == "cpu":  # numpy finds them all in less time than their running number takes
-        places = [np.append(np.flatnonzero(own), 0) for own in counted.numpy()]
-        found = [own[number.clip(max=len(own) - 1)] for own, number in zip(places, ranks.numpy(), strict=True)]
-        return torch.from_numpy(np.stack(found))
+        found = np.zeros(ranks.shape, np.int64)
+        for row, own, number in zip(found, counted.numpy(), ranks.numpy(), strict=True):
+            if len(places := np.flatnonzero(own)):
+                places.take(number, mode="clip", out=row)
+        return torch.from_numpy(found)
     places = torch.searchsorted(counted.cumsum(1, dtype=torch.int32), ranks.int() + 1)
     return places.clamp_(max=counted.shape[1] - 1)
