@@ -202,3 +202,25 @@ def test_protocol_values_of_the_dpt_probes():
         assert config.train_dataloader.dataset.targets == (target,) and config.model.heads[target].optim.lr == lr
     rates = [rate for rate, _ in schedule(config, lr)]
     assert rates.index(max(rates)) == pytest.approx(7_500, abs=10)
+
+
+@pytest.mark.parametrize("name", [name for name in CATSEG if name != "catseg_demo"])
+def test_protocol_values_of_cat_seg(name):
+    config = load(name, None)
+    model, parts = config.model, config.model.heads.segmentation
+    assert (parts.optim.type, parts.optim.lr, parts.optim.weight_decay, parts.optim.norm_decay) == (
+        "AdamW", 2e-4, 1e-4, 0.0,
+    )  # fmt: skip
+    assert model.encoder_optim.to_dict() == dict(lr_mult=0.01) and model.clip_norm == 0.01
+    assert model.encoder.trainable == model.text.trainable == ["q", "v"]
+    assert (parts.head.grid, parts.head.blocks, parts.head.pool, parts.head.residual) == (24, 2, 2, "class")
+    assert (parts.task.templates, parts.task.synonyms, parts.task.ignored) == ("scene", "first", "negative")
+    assert model.inference.to_dict() == dict(
+        mode="slide", crop=384, stride=256, size=(640, 640), overview=True, classes="reference"
+    )
+    assert config.train_dataloader.batch_size * config.train_cfg.max_iters == 320_000
+    rates = [rate for rate, _ in schedule(config, 2e-4)]
+    assert rates[0] == pytest.approx(2e-4) and rates[40_000] == pytest.approx(1e-4, rel=1e-3) and rates[-1] < 1e-9
+    is_clip = "siglip" not in model.encoder.name
+    assert (model.encoder.get("position_kernel") == "bicubic") == (not parts.task.get("clean_names", True)) == is_clip
+    assert set(config.benchmarks) == {"ade847", "pc459", "ade150", "pc59", "voc20", "voc21"}

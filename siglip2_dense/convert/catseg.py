@@ -165,9 +165,9 @@ def _encoder_of(tensors: dict[str, Tensor], source: str | Path) -> str:
 def _trained(name: str, own, settings: dict, source: str | Path) -> dict[str, Tensor]:
     """What was trained of a tower, by our names, from the checkpoint; all else must be as in our own tower."""
     known = {key: value for key, value in settings.items() if key not in ("fingerprint", "tokenization")}
-    theirs = build(MODELS, {**known, "weights": str(source)}).tower.state_dict()
+    theirs = _state(build(MODELS, {**known, "weights": str(source)}))
     trained = set(own.trained.state_dict())
-    for key, tensor in own.tower.state_dict().items():
+    for key, tensor in _state(own).items():
         last = key.endswith(".q") and key not in trained  # trained by its authors, but its gradient was 0
         if key in trained or last or not tensor.is_floating_point():
             continue
@@ -177,6 +177,13 @@ def _trained(name: str, own, settings: dict, source: str | Path) -> dict[str, Te
                 "it was trained from, --weights FILE, or the checkpoint itself."
             )
     return {f"{name}.{key}": theirs[key].clone() for key in own.trained.state_dict()}
+
+
+def _state(tower) -> dict[str, Tensor]:
+    """Of an image or text encoder, with the projection that the image tower itself has not."""
+    projection = getattr(tower, "projection", None)
+    own = {} if projection is None else {f"projection.{key}": value for key, value in projection.state_dict().items()}
+    return {**tower.tower.state_dict(), **own}
 
 
 def _line(name: str, blocks: int) -> Line:

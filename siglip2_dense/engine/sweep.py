@@ -176,9 +176,13 @@ def _part(config: Config, part: str, of: str) -> dict:
 
 
 def _check_sweep(config: Config) -> None:
-    trainable = config.model.get("encoder", {}).get("trainable", "none")
-    if trainable != "none":
-        raise UserError(f"sweep: heads share an encoder that stays as it is; trainable={trainable!r} would change it.")
+    for tower in ("encoder", "text"):
+        trainable = (config.model.get(tower) or {}).get("trainable", "none")
+        if trainable != "none":
+            raise UserError(
+                f"sweep: heads share towers that stay as they are; model.{tower}.trainable={trainable!r} would change "
+                "that."
+            )
     for schedule in config.get("param_scheduler") or ():
         if "eta_max" in schedule and any("lr" in axes for axes in axes_of(config).values()):
             raise UserError(

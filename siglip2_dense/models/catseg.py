@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Size
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import DenseProbe, pair
+from siglip2_dense.models.probe import DenseProbe
+from siglip2_dense.models.windows import checked_inference, pair
 from siglip2_dense.models.zeroshot import text_settings
 from siglip2_dense.registry import MODELS, TASKS, build
 from siglip2_dense.resample import resize_pixels
@@ -158,7 +159,7 @@ class CATSeg(DenseProbe):
     @staticmethod
     def checked_inference(inference: dict) -> dict:
         own = {key: inference[key] for key in ("size", "overview", "classes") if key in inference}
-        rest = DenseProbe.checked_inference({key: value for key, value in inference.items() if key not in own})
+        rest = checked_inference({key: value for key, value in inference.items() if key not in own})
         size = own.get("size")
         if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
             raise UserError(f"inference: size={size!r}; give (height, width) in pixels, or leave it out.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from siglip2_dense.contracts import Alignment, Box, EncoderFacts, Features, Geometry, Sample, Size
 from siglip2_dense.errors import UserError, nearest
-from siglip2_dense.models.windows import window_boxes
+from siglip2_dense.models.windows import checked_inference, window_boxes
 from siglip2_dense.registry import MODELS, TASKS, build
 
 WINDOWS_PER_PASS = 16
@@ -65,6 +65,7 @@ class DenseProbe(BaseModel):
     step: int | None = None
     draws: Mapping[str, int] | None = None
     aligned: Alignment | None = None
+    checked_inference = staticmethod(checked_inference)
 
     def __init__(
         self,
@@ -297,20 +298,6 @@ class DenseProbe(BaseModel):
             found.append({name: (values, seen) for name, values in maps.items()})
         return found
 
-    @staticmethod
-    def checked_inference(inference: dict) -> dict:
-        """The inference as a plain dict; raises UserError for what is none."""
-        wanted = {"whole": {"mode"}, "slide": {"mode", "crop", "stride"}}.get(inference.get("mode"))
-        if wanted is None or set(inference) - {"flip"} != wanted or not isinstance(inference.get("flip", False), bool):
-            raise UserError(
-                f"inference={dict(inference)}: give dict(mode='whole') or dict(mode='slide', crop=PIXELS, "
-                "stride=PIXELS), and flip=True beside either to average with the mirrored image."
-            )
-        for axis in zip(*(pair(inference[key]) for key in ("crop", "stride")), strict=True) if len(wanted) > 1 else ():
-            if not 0 < axis[1] <= axis[0]:
-                raise UserError(f"inference={dict(inference)}: windows leave gaps unless 0 < stride <= crop.")
-        return dict(inference)
-
     def views(self, image: Tensor, original: Size) -> list[tuple[Tensor, Geometry]]:
         """What a prediction for an image (3, H, W), read at the size ``original``, is made of: pixels, each with the
         place of its window.
@@ -366,7 +353,3 @@ def _build_head(config: dict, facts: EncoderFacts, channels: int) -> nn.Module:
         taken = {key: config.pop(key) for key in ("layers", "norm") if key in config}
         config = dict(type="MMSegHead", head=config, **taken)
     return build(MODELS, config, facts=facts, channels=channels)
-
-
-def pair(value: int | Size) -> Size:
-    return (value, value) if isinstance(value, int) else tuple(value)

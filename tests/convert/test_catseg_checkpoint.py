@@ -189,10 +189,15 @@ def test_what_was_trained_of_clip_comes_from_the_checkpoint_and_the_rest_is_chec
     a, b = loaded(file, content, weights=start), loaded(file, own)
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
     assert torch.equal(*(m.predict([image], [Sample(original_size=(20, 30))])[0]["segmentation"] for m in (a, b)))
-    tensors[f"{VISUAL}transformer.resblocks.1.attn.k_proj_weight"] *= 1.1
-    torch.save(tensors, start)
-    with pytest.raises(UserError, match=r"its CLIP differs from encoder in 'blocks\.1\.attn\.qkv\.k'"):
-        catseg.convert(file, weights=str(start))
+    wrong = {
+        f"{VISUAL}transformer.resblocks.1.attn.k_proj_weight": r"encoder in 'blocks\.1\.attn\.qkv\.k'",
+        f"{VISUAL}proj": r"encoder in 'projection\.weight'",
+        f"{CLIP}ln_final.bias": r"text in 'ln_final\.bias'",
+    }
+    for name, sentence in wrong.items():
+        torch.save({**tensors, name: tensors[name] * 1.1}, start)
+        with pytest.raises(UserError, match=f"its CLIP differs from {sentence}"):
+            catseg.convert(file, weights=str(start))
 
 
 def test_each_tensor_is_used_or_left_for_a_reason(file, tmp_path, capsys):

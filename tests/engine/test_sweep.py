@@ -380,7 +380,7 @@ def test_a_value_that_cannot_be_one_is_named(sweep, sentence):
             "sweep = dict(lr=[1e-3])\nparam_scheduler = [dict(type='OneCycleLR', eta_max=1, total_steps=8)]",
             "OneCycleLR in param_scheduler takes every learning rate to eta_max",
         ),
-        ("seeds = 2\nmodel['encoder']['trainable'] = 'norms'", "trainable='norms' would change it"),
+        ("seeds = 2\nmodel['encoder']['trainable'] = 'norms'", "model.encoder.trainable='norms' would change that"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(tiny, tmp_path, lines, sentence):

@@ -100,13 +100,13 @@ class CATSegHead(nn.Module):
                 f"each class has {text.shape[1]} prompts, the head was built for {self.prompts}; give its setting "
                 "prompts, or other templates."
             )
-        selects = self.most is not None and len(text) > self.most
-        if self.training:
-            return self._scores(features, text)
-        if not selects:
-            images = max(VOLUMES_AT_ONCE // len(text), 1)
-            found = [self._scores(features[i : i + images], text) for i in range(0, len(features), images)]
-            return torch.cat(found)
+        if self.most is not None and len(text) > self.most and not self.training:
+            return self._scores_of_nearest(features, text)
+        images = len(features) if self.training else max(VOLUMES_AT_ONCE // len(text), 1)
+        starts = range(0, len(features), images)
+        return torch.cat([self._scores(features[start : start + images], text) for start in starts])
+
+    def _scores_of_nearest(self, features: Features, text: Tensor) -> Tensor:
         size = tuple(4 * side for side in features.aligned.shape[-2:])
         raw = widened(features.aligned).new_full((len(features), len(text), *size), LEFT_OUT)
         nearest = nearest_classes(features.aligned, text, self.most, self._at_once(len(features)))
@@ -116,7 +116,8 @@ class CATSegHead(nn.Module):
 
     def _at_once(self, images: int) -> int:
         """Classes of a part."""
-        return max(MAPS_AT_ONCE[self.embed.weight.device.type] // images, 1)
+        maps = MAPS_AT_ONCE["cpu" if self.embed.weight.device.type == "cpu" else "cuda"]
+        return max(maps // images, 1)
 
     def _scores(self, features: Features, text: Tensor) -> Tensor:
         cells = widened(features.aligned)  # stored ones have 16 bits
