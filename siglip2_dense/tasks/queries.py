@@ -88,6 +88,11 @@ class ZeroShotSegmentation(Segmentation):
         return len(self.members)
 
     @property
+    def kin(self) -> ZeroShotSegmentation:
+        """None but itself: what it learns, if anything, is not what Segmentation does."""
+        return self
+
+    @property
     def meaning(self) -> dict:
         """What a raw map stands for, and what becomes of it."""
         asked = {name: [] for name in self.classes}

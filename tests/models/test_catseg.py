@@ -341,3 +341,18 @@ def test_other_heads_and_tasks_are_refused():
     settings["heads"]["more"] = more
     with pytest.raises(UserError, match="one grid for all heads"):
         build(MODELS, settings)
+
+
+def test_several_heads_learn_as_each_alone_does():
+    """By binary cross-entropies, though Segmentation's heads share a cross-entropy."""
+    settings = config()
+    parts = dict(settings["heads"]["segmentation"], seed=1)
+    names = dict(type="OpenVocabulary", classes=["a", "b", "c", "d"], ignored="masked")
+    settings["heads"] = {"segmentation": parts, "more": dict(parts, seed=2, task=names)}
+    images, samples = [PIXELS[:, :40, :60]], [Sample(labels=torch.randint(-1, 4, (40, 60)), path="x")]
+    found = build(MODELS, settings).train()(images, samples, mode="loss")
+    assert set(found) == {"segmentation.loss_bce", "more.loss_bce"}
+    for name in settings["heads"]:
+        alone = build(MODELS, {**settings, "heads": {name: settings["heads"][name]}}).train()
+        expected = alone(images, samples, mode="loss")
+        assert torch.allclose(found[f"{name}.loss_bce"], expected[f"{name}.loss_bce"], rtol=1e-5)
