@@ -183,6 +183,11 @@ def _check_sweep(config: Config) -> None:
                 f"sweep: heads share towers that stay as they are; model.{tower}.trainable={trainable!r} would change "
                 "that."
             )
+    if (clip := config.model.get("clip_norm")) is not None:
+        raise UserError(
+            f"sweep: model.clip_norm={clip} would bound the gradients of all settings together; give each head's own, "
+            "model.heads.NAME.optim.clip_norm."
+        )
     for schedule in config.get("param_scheduler") or ():
         if "eta_max" in schedule and any("lr" in axes for axes in axes_of(config).values()):
             raise UserError(

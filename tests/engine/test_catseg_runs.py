@@ -144,10 +144,32 @@ def test_stored_features_train_as_live_ones(tiny, tmp_path):
 
 
 def test_a_sweep_over_settings(tiny, tmp_path):
-    config = tiny(CATSEG + FROZEN + "sweep = dict(lr=[1e-3, 1e-2], holdout=0.4)\n")
+    """Each setting learns what it would learn alone."""
+    own = "del model['clip_norm']\nmodel['heads']['segmentation'].update(seed=0, optim=dict(type='SGD', lr=%s))\n"
+    config = tiny(CATSEG + FROZEN + own % 0.1 + "sweep = dict(lr=[0.1, 0.2], holdout=0.4)\n")
     train_verb.main([str(config), "--work-dir", str(tmp_path / "sweep")])
     summary = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert len(summary["settings"]) == 2 and (tmp_path / "sweep" / "head.safetensors").is_file()
+    assert len(summary["settings"]) == 2
+    rate = summary["chosen"]["segmentation"]["setting"].removeprefix("lr=")
+    alone = CATSEG + FROZEN + own % rate
+    alone += "data = train_dataloader['dataset']\n"
+    alone += "data = dict(type='Subset', part='kept', holdout=0.4, transforms=data.pop('transforms'), dataset=data)\n"
+    alone += "train_dataloader['dataset'] = data\ndel data\n"
+    train(tiny(alone, "alone.py"), tmp_path / "alone")
+    a, b = (load_file(tmp_path / name / "head.safetensors") for name in ("sweep", "alone"))
+    assert set(a) == set(b) and all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("del model['encoder']['trainable']", r"model\.text\.trainable=\['q', 'v'\] would change that"),
+        (FROZEN, r"model\.clip_norm=0\.01 would bound the gradients of all settings together"),
+    ],
+)
+def test_a_sweep_needs_towers_that_stay_and_gradients_apart(tiny, tmp_path, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(tiny(f"{CATSEG}{change}\nsweep = dict(lr=[1e-3, 1e-2], holdout=0.4)\n"), tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(
