@@ -191,7 +191,7 @@ def open_probe(config: Config, content, path: str | None):
         parts["task"].update(nothing)
     probe = build(MODELS, model)
     take_head(config, probe, content, path)
-    return probe.to(get_device())
+    return probe.to(get_device()).eval()
 
 
 def score(

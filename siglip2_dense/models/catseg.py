@@ -95,7 +95,7 @@ class CATSeg(DenseProbe):
         self.tasks.update(tasks)
 
     def train(self, mode: bool = True):
-        if getattr(self, "text", None) is not None:
+        if getattr(self, "text", None) is not None and (mode or self.training):  # else nothing has moved
             self._embedded.clear()
         return super().train(mode)
 

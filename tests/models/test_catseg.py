@@ -201,6 +201,25 @@ def test_what_trains_is_what_is_named_and_texts_follow():
     assert torch.equal(model._texts_of("segmentation"), before)
 
 
+def test_texts_of_a_tower_that_trained_are_computed_once_for_an_evaluation(monkeypatch):
+    """Whoever predicts asks for eval mode before each image."""
+    from siglip2_dense.encoders.text import TextEncoder
+
+    asked, encode = [], TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, *a, **k: asked.append(a[0]) or encode(self, *a, **k))
+    model = built(**TUNED)
+    for _ in range(3):
+        predicted(model.eval())
+    assert len(asked) == 1
+    model.set_vocabulary(["a", "b"])
+    predicted(model.eval())
+    assert len(asked) == 2
+    model.train().set_vocabulary(NAMES)  # while it trains
+    step(model)
+    predicted(model.eval())
+    assert len(asked) == 4
+
+
 def test_checkpointing_and_batches_of_texts_change_no_gradient():
     found = []
     for checkpointing in (False, True):
