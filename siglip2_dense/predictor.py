@@ -31,7 +31,8 @@ PRINTED = 5  # classes of an image, the largest first
 def parse_prompts(text: str) -> tuple[list[str], dict[str, list[str]]]:
     """Class names and what they are asked for by, of "wicker chair, sofa|couch, floor" or a file of such names.
 
-    Of several between strokes the first is the name. Raises UserError for names that are empty or there twice.
+    Of several between strokes the first is the name. Raises UserError for names that are empty, or stand for two
+    things.
     """
     entries = classes_of(text) if _is_file(text) else text.split(",")
     if not any(map(str.strip, entries)):
@@ -46,7 +47,14 @@ def parse_prompts(text: str) -> tuple[list[str], dict[str, list[str]]]:
         classes.append(name)
         if others:
             queries[name] = [name, *others]
-    return list(classes_of(classes)), queries
+    classes = list(classes_of(classes))
+    stands_for: dict[str, str] = {}
+    for name in classes:
+        for one in queries.get(name, [name]):
+            other = stands_for.setdefault(" ".join(one.lower().split()), name)
+            if other != name:  # of equal scores the first wins everywhere
+                raise UserError(f"--prompts: {one!r} stands for both {other!r} and {name!r}; give each its own names.")
+    return classes, queries
 
 
 def _is_file(text: str) -> bool:

@@ -201,6 +201,8 @@ def test_many_names_from_a_file(predict, tmp_path):
         ("red, , blue", (), "'' has an empty name"),
         ("red, blue|", (), r"'blue\|' has an empty name"),
         ("red, Red", (), "the labels 0 and 1 are both called 'Red'"),
+        ("red|olive, blue, Olive", (), "'Olive' stands for both 'red' and 'Olive'; give each its own names"),
+        ("red|olive, blue|olive", (), "'olive' stands for both 'red' and 'blue'"),
         ("red", ["--background", "0.5"], "'red' alone is sure everywhere"),
         ("red, blue", ["--background", "1.5"], "give a probability between 0 and 1"),
         ("red, blue", ["--head", "head.safetensors"], "ZeroShot has nothing to train"),
