@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -70,15 +69,11 @@ def ask(probe, classes: list[str], queries: dict[str, list[str]], background: fl
     background: a pixel whose best name has a probability below it is of the class "background", which is the first
     then; one that is among the names is asked for besides.
     """
-    options = {}
     if background is not None:
-        if "background_threshold" not in inspect.signature(probe.set_vocabulary).parameters:
-            raise UserError(f"{type(probe).__name__} has no threshold; put the word {BACKGROUND} among the prompts.")
-        options["background_threshold"] = background
         if BACKGROUND not in classes:
             queries = {**queries, BACKGROUND: []}
         classes = [BACKGROUND, *(name for name in classes if name != BACKGROUND)]
-    probe.set_vocabulary(classes, queries, **options)
+    probe.set_vocabulary(classes, queries, background)
 
 
 def segment(probe, image: np.ndarray, transforms: Sequence = ()) -> np.ndarray:

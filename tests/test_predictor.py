@@ -12,7 +12,6 @@ from torch import nn
 from siglip2_dense.cli import predict as verb
 from siglip2_dense.cli.common import run
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry
-from siglip2_dense.errors import UserError
 from siglip2_dense.predictor import ask, colours_of, parse_prompts
 from siglip2_dense.registry import MODELS
 
@@ -229,19 +228,22 @@ def test_prompts():
     assert parse_prompts(" wicker chair,sofa | couch, floor") == (
         ["wicker chair", "sofa", "floor"], {"sofa": ["sofa", "couch"]},
     )  # fmt: skip
+    assert parse_prompts("sofa|Sofa, floor")[0] == ["sofa", "floor"]
     assert parse_prompts("x" * 5000) == (["x" * 5000], {})
 
 
-def test_a_model_without_a_threshold_says_so():
-    class Open:
-        def set_vocabulary(self, classes, queries=None):
-            self.asked = classes, queries
+def test_what_models_are_asked_for():
+    class Model:
+        def set_vocabulary(self, *asked):
+            self.asked = asked
 
-    model = Open()
-    ask(model, ["red", "background"], {"red": ["red", "olive"]})
-    assert model.asked == (["red", "background"], {"red": ["red", "olive"]})
-    with pytest.raises(UserError, match="Open has no threshold; put the word background among the prompts"):
-        ask(model, ["red"], {}, 0.5)
+    model, queries = Model(), {"red": ["red", "olive"]}
+    ask(model, ["red", "background"], queries)
+    assert model.asked == (["red", "background"], queries, None)
+    ask(model, ["red", "background"], queries, 0.5)
+    assert model.asked == (["background", "red"], queries, 0.5)
+    ask(model, ["red"], queries, 0.5)
+    assert model.asked == (["background", "red"], {**queries, "background": []}, 0.5)
 
 
 def test_colours_are_distinct_and_black_is_background():

@@ -184,9 +184,10 @@ def open_probe(config: Config, content, path: str | None):
             f"{model['type']} cannot be asked for other classes than its own; take a model of names, "
             "ZeroShot or CATSeg."
         )
-    nothing = dict(classes=["thing"], queries=None)  # the texts of the config's own would be computed in vain
+    # the texts of the config's own would be computed in vain
+    nothing = dict(classes=["thing"], queries=None, background_threshold=None)
     if "heads" not in model:
-        model.update(nothing, background_threshold=None)
+        model.update(nothing)
     for parts in model.get("heads", {}).values():
         parts["task"].update(nothing)
     probe = build(MODELS, model)

@@ -85,12 +85,15 @@ class CATSeg(DenseProbe):
         if not trains:
             self._embedded = self._embed(text_encoder, self.tasks)
 
-    def set_vocabulary(self, classes: str | Sequence[str], queries: Mapping[str, Sequence[str]] | None = None) -> None:
+    def set_vocabulary(
+        self,
+        classes: str | Sequence[str],
+        queries: Mapping[str, Sequence[str]] | None = None,
+        background_threshold: float | None = None,
+    ) -> None:
         """Ask for these classes from now on; see ``OpenVocabulary``. Raises UserError for names that are none."""
-        tasks = {
-            name: build(TASKS, {**settings, "classes": classes, "queries": queries})
-            for name, settings in self._tasks.items()
-        }
+        vocabulary = dict(classes=classes, queries=queries, background_threshold=background_threshold)
+        tasks = {name: build(TASKS, {**settings, **vocabulary}) for name, settings in self._tasks.items()}
         self._embedded = self._embed(self.text or build(MODELS, self._settings), tasks)
         self.tasks.update(tasks)
 

@@ -28,6 +28,8 @@ class OpenVocabulary(ZeroShotSegmentation):
     Args:
         classes, queries, synonyms: as in ZeroShotSegmentation. CAT-Seg asks for the "first" of several names, its first
             version for their "mean".
+        background_threshold: a pixel whose best query has a probability below this becomes "background", which must
+            then be class 0 and need not be asked for; none = no pixel does.
         templates: sentences that the names are put into, see ``TextEncoder.encode``.
         clean_names: write names without hyphens and underscores. CLIP's CAT-Seg was trained with them.
         ignored: in training, what a pixel is that is not labelled: "negative" for all classes, as in the published
@@ -38,12 +40,13 @@ class OpenVocabulary(ZeroShotSegmentation):
         self,
         classes: str | Sequence[str],
         queries: Mapping[str, Sequence[str]] | None = None,
+        background_threshold: float | None = None,
         synonyms: str = "first",
         templates: str | Sequence[str] = "scene",
         clean_names: bool = True,
         ignored: str = "negative",
     ):
-        super().__init__(classes, queries, synonyms=synonyms)
+        super().__init__(classes, queries, background_threshold, synonyms)
         if ignored not in ("negative", "masked"):
             raise UserError(f"OpenVocabulary: ignored={ignored!r}; give 'negative' or 'masked'.")
         self.ignored, self.clean_names = ignored, clean_names
@@ -56,7 +59,7 @@ class OpenVocabulary(ZeroShotSegmentation):
 
     @property
     def scoring(self) -> dict:
-        asked = {key: value for key, value in super().meaning.items() if key in ("queries", "synonyms")}
+        asked = {key: value for key, value in super().meaning.items() if key != "classes"}
         return {**super().scoring, **asked, "templates": self.templates}
 
     def loss(
@@ -93,7 +96,8 @@ class OpenVocabulary(ZeroShotSegmentation):
             highest, number = blend_probabilities(some).max(0)
             better = highest > top  # of equal ones the first stays
             best, top = torch.where(better, number + first, best), torch.where(better, highest, top)
-        return self.labels.to(best.device)[best]
+        labels = self.labels.to(best.device)[best]
+        return labels if self.background_threshold is None else labels.where(top >= self.background_threshold, 0)
 
 
 def blend_probabilities(views: Sequence[tuple[Tensor, Geometry]]) -> Tensor:

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from siglip2_dense import head_file
+from siglip2_dense.cli import predict as predict_verb
 from siglip2_dense.cli import test as test_verb
 from siglip2_dense.cli import train as train_verb
 from siglip2_dense.errors import UserError
@@ -97,6 +100,21 @@ def test_several_vocabularies_in_one_process(tiny, tmp_path, capsys):
     assert [set(record["per_class"]["IoU"]) for record in records] == [{"box", "sphere"}, {"wall"}]
     assert records[1]["metrics"]["mIoU"] == 100  # one class wins everywhere, whatever it is asked for by
     assert "solids" in capsys.readouterr().out
+
+
+def test_images_segmented_with_a_trained_head_and_a_background(tiny, tmp_path):
+    config, image = tiny(CATSEG + "train_cfg['max_iters'] = train_cfg['val_interval'] = 1\n"), tmp_path / "a.png"
+    train(config, tmp_path / "run")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(image)
+    arguments = [str(image), "--config", str(config), "--head", str(tmp_path / "run" / "head.safetensors")]
+    arguments += ["--out", str(tmp_path / "out"), "--prompts", "cat|kitten, sky"]
+    shares = {}
+    for threshold in (None, "0.000001", "0.999999"):
+        predict_verb.main(arguments + (["--background", threshold] if threshold else []))
+        labels = json.loads((tmp_path / "out/a.json").read_text())["labels"].values()
+        shares[threshold] = {one["name"]: one["share"] for one in labels}
+    assert list(shares[None]) == ["cat", "sky"] and shares["0.000001"] == {"background": 0, **shares[None]}
+    assert shares["0.999999"] == {"background": 1, "cat": 0, "sky": 0}
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit_and_other_names_are_refused(tiny, tmp_path, monkeypatch):

@@ -130,6 +130,9 @@ def test_a_vocabulary_that_is_set_is_as_one_that_was_built_with(model):
     assert torch.equal(predicted(model), predicted(fresh)) and model.tasks["segmentation"].channels == 6
     model.set_vocabulary(NAMES)
     assert torch.equal(predicted(model), first)
+    model.set_vocabulary(["background", *NAMES], {"background": []}, 0.999999)
+    assert not predicted(model).any()
+    model.set_vocabulary(NAMES)
     before = model.tasks["segmentation"]
     with pytest.raises(UserError, match="both called 'a'"):
         model.set_vocabulary(["a", "a"])

@@ -100,6 +100,23 @@ def test_the_class_of_the_best_query_wins_and_of_equal_ones_the_first():
     assert len(found.unique()) > 5
 
 
+def test_pixels_whose_best_query_is_below_the_threshold_are_background():
+    """Asked for by name or not; 20 queries are more than are looked at together."""
+    names = [f"class {i}" for i in range(19)]
+    raw = torch.randn(20, 6, 8) - 1
+    probs = F.interpolate(raw[None], (12, 16), mode="bilinear", align_corners=False)[0].sigmoid()
+    threshold = probs.amax(0).median().item()
+    asked = OpenVocabulary(["background", *names], background_threshold=threshold)
+    found = asked.predict([(raw, whole((12, 16)))])
+    assert torch.equal(found, probs.argmax(0).where(probs.amax(0) >= threshold, 0)) and (found == 0).sum() > 90
+    unasked = OpenVocabulary(["background", *names], {"background": []}, threshold)
+    assert unasked.channels == 19 and unasked.scoring["background_threshold"] == threshold
+    probs = probs[1:]
+    expected = (probs.argmax(0) + 1).where(probs.amax(0) >= threshold, 0)
+    assert torch.equal(unasked.predict([(raw[1:], whole((12, 16)))]), expected)
+    assert not OpenVocabulary(["background", "a"], {"background": []}, 0.9).predict([(raw[:1], whole((2, 2)))]).any()
+
+
 def test_equal_classes_never_win_over_the_first_of_them():
     task = OpenVocabulary([f"class {i}" for i in range(40)])
     found = task.predict([(torch.randn(1, 5, 5).expand(40, -1, -1), whole((10, 10)))])
@@ -118,6 +135,8 @@ def test_equal_classes_never_win_over_the_first_of_them():
         (dict(classes=["a"], ignored="positive"), "ignored='positive'"),
         (dict(classes=["a"], queries={"b": ["c"]}), "'b' is none of the classes"),
         (dict(classes=["a"], queries={"a": []}), "give a list of names"),
+        (dict(classes=["a", "background"], background_threshold=0.5), "class 0 is not 'background'"),
+        (dict(classes=["background"], background_threshold=1), "give a probability between 0 and 1"),
     ],
 )
 def test_names_that_are_none_are_refused(settings, sentence):
