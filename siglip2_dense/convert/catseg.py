@@ -103,6 +103,9 @@ def convert(source: str | Path, encoder: str | None = None, weights: str = "hub"
         report.append(Line(theirs, True, f"{HEAD}.{ours}"))
     for name, settings in (("encoder", config["encoder"]), ("text", {**model.texts, "trainable": ["q", "v"]})):
         loaded |= _trained(name, model.towers[name], settings, source)
+    for name, tensor in loaded.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{source}: what becomes {name!r} holds NaN or infinity; fetch it again.")
     used = {line.name for line in report}
     report += [_line(name, model.facts.num_blocks) for name in tensors if name not in used]
     parts = config["heads"][HEAD]
@@ -171,7 +174,7 @@ def _trained(name: str, own, settings: dict, source: str | Path) -> dict[str, Te
         last = key.endswith(".q") and key not in trained  # trained by its authors, but its gradient was 0
         if key in trained or last or not tensor.is_floating_point():
             continue
-        if (tensor - theirs[key]).abs().max() > NEAR * theirs[key].abs().max():
+        if not (tensor - theirs[key]).abs().max() <= NEAR * theirs[key].abs().max():  # nor where one is no number
             raise UserError(
                 f"{source}: its CLIP differs from {name} in {key!r}, which training leaves as it was; give the weights "
                 "it was trained from, --weights FILE, or the checkpoint itself."

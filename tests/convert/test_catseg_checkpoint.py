@@ -232,6 +232,8 @@ def changed(file, tmp_path, change):
     [
         (lambda p: p.pop(f"{reference.A}decoder2.up.bias"), r"has no tensor '.*decoder2\.up\.bias'"),
         (lambda p: p.pop(f"{reference.A}conv1.weight"), "no checkpoint of CAT-Seg's CVPR version"),
+        (lambda p: p[f"{reference.A}conv1.weight"].fill_(torch.nan), "'segmentation.embed.weight' holds NaN"),
+        (lambda p: p[f"{VISUAL}ln_post.weight"].fill_(torch.nan), "its CLIP differs from encoder in 'norm.weight'"),
         (lambda p: p.update({f"{reference.A}layers.2.x": torch.zeros(1)}), "which a published CAT-Seg has not"),
         (lambda p: p.update({"upsample1.weight": torch.zeros(64, 256, 2, 2)}), "'upsample1.weight' is"),
         (lambda p: p.update({f"{VISUAL}conv1.weight": torch.zeros(64, 3, 16, 16)}), "its image tower is 64 wide"),
