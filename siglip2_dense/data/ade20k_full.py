@@ -14,11 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from siglip2_dense.contracts import Size
-from siglip2_dense.data.base import LabelledImages
+from siglip2_dense.data.base import NamedImages
 from siglip2_dense.data.reading import WORKERS, opened
 from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import atomic, write_text
-from siglip2_dense.label_sets import read_classes
 from siglip2_dense.registry import DATASETS
 from siglip2_dense.resample import resize_image, resize_labels
 
@@ -75,13 +74,13 @@ IDS = (  # what ADE20K calls the classes 0 to 846, its "name_ndx"; source: MaskF
 
 
 @DATASETS.register_module()
-class ADE20KFull(LabelledImages):
+class ADE20KFull(NamedImages):
     """Split "val" of ADE20K_2021_17_01, 2,000 images, at a short side of at most 512 pixels.
 
     The files are those that detectron2's projects prepare, images_detectron2/validation/NAME.jpg with
     annotations_detectron2/validation/NAME.tif: 16 bits, class k is k, and 65535, any other class, does not count.
-    Beside them the names of the classes, each with its synonyms, "building, edifice". ``root`` is the folder
-    ADE20K_2021_17_01.
+    Beside them the names of the classes, each with its synonyms, "building, edifice"; ``classes`` may give others, such
+    as CAT-Seg's ade847.json. ``root`` is the folder ADE20K_2021_17_01.
     """
 
     name = "ade20k_full"
@@ -89,10 +88,10 @@ class ADE20KFull(LabelledImages):
     splits = ("val",)
     ignore = (NONE,)
     suffix = ".tif"
+    names, count = NAMES, len(IDS)
 
     def find(self) -> list[tuple[str, str]]:
-        self.require(NAMES)
-        self.classes = read_classes(self.root / NAMES)
+        self.classes = self.named()
         return self.pairs(IMAGES, LABELS)
 
 

@@ -18,6 +18,7 @@ from siglip2_dense.contracts import IGNORE, Sample, Size
 from siglip2_dense.data.geometry import check_intrinsics
 from siglip2_dense.data.reading import read_image, read_labels
 from siglip2_dense.errors import UserError, nearest
+from siglip2_dense.label_sets import classes_of, read_classes
 from siglip2_dense.registry import TRANSFORMS, build
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -230,6 +231,41 @@ class LabelledImages(PixelDataset):
         for number in self.ignore:
             labels[values == number] = IGNORE
         return torch.from_numpy(labels).long()
+
+
+class NamedImages(LabelledImages):
+    """A set of hundreds of classes, whose names are in a file below its root.
+
+    classes: a list of names or a file of them, instead of that file, in the order of the labels.
+    """
+
+    names: str  # the file
+    count: int  # of the classes
+
+    def __init__(
+        self,
+        split: str,
+        root: str | Path | None = None,
+        transforms: Sequence[dict | Callable] = (),
+        seed: int = 0,
+        classes: str | Path | Sequence[str] | None = None,
+    ):
+        self.given = classes
+        super().__init__(split, root, transforms, seed)
+
+    def named(self) -> tuple[str, ...]:
+        """The classes. Raises UserError where the file is missing, or the given names are not as many."""
+        if self.given is None:
+            self.require(self.names)
+            return self.read_names(self.root / self.names)
+        names = classes_of(self.given)
+        if len(names) != self.count:
+            raise UserError(f"classes: {len(names)} names for the {self.count} classes of {self.name}; name each once.")
+        return names
+
+    def read_names(self, path: Path) -> tuple[str, ...]:
+        """Those that the set's own file holds."""
+        return read_classes(path)
 
 
 def ignored(given: int | Sequence[int] | None, num_classes: int) -> tuple[int, ...]:

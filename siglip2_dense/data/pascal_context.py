@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from siglip2_dense.data.base import LabelledImages
+from siglip2_dense.data.base import LabelledImages, NamedImages
 from siglip2_dense.data.download import open_tar
 from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import atomic, write_text
@@ -48,37 +48,37 @@ class PascalContext(LabelledImages):
 
 
 @DATASETS.register_module()
-class PascalContext459(LabelledImages):
+class PascalContext459(NamedImages):
     """All 459 classes, "unknown" among them; the 5,104 images of CAT-Seg's list pascalcontext_val.txt.
 
-    In the files class k is k + 1, as in the published label maps; the names, too, come from their archive.
+    In the files class k is k + 1, as in the published label maps; the names, too, come from their archive, where
+    ``classes`` does not give others.
     """
 
     name = "pascal_context_459"
     folder = "VOCdevkit/VOC2010"
     splits = ("val",)
     first_label = 1
+    names, count = f"{ALL_LABELS}/{ALL_NAMES}", 459
 
     def find(self) -> list[tuple[str, str]]:
-        self.require(f"{ALL_LABELS}/{ALL_NAMES}")
-        self.classes = read_names(self.root / ALL_LABELS / ALL_NAMES)
+        self.classes = self.named()
         return self.pairs("JPEGImages", ALL_LABELS, _listed(self, ALL_VAL))
+
+    def read_names(self, path: Path) -> tuple[str, ...]:
+        """Of a file with lines "label: name", labels from 1."""
+        names = []
+        for line in filter(str.strip, path.read_text().splitlines()):
+            label, _, name = line.partition(":")
+            if label.strip() != str(len(names) + 1) or not name.strip():
+                raise UserError(f"{path}: expected label {len(names) + 1}, a colon and its name, found {line!r}.")
+            names.append(name.strip())
+        return tuple(names)
 
 
 def _listed(dataset: LabelledImages, path: str) -> list[str]:
     dataset.require(path)
     return [f"{name}.jpg" for name in sorted((dataset.root / path).read_text().split())]
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """The names of a file with lines "label: name", labels from 1."""
-    names = []
-    for line in filter(str.strip, path.read_text().splitlines()):
-        label, _, name = line.partition(":")
-        if label.strip() != str(len(names) + 1) or not name.strip():
-            raise UserError(f"{path}: expected label {len(names) + 1}, a colon and its name, found {line!r}.")
-        names.append(name.strip())
-    return tuple(names)
 
 
 def write_context(root: Path) -> None:

@@ -16,6 +16,7 @@ from siglip2_dense.data.recipes import RECIPES
 from siglip2_dense.data.verify import verify
 from siglip2_dense.errors import UserError
 from siglip2_dense.metrics.segmentation import SegmentationMetric
+from siglip2_dense.registry import DATASETS, build
 
 SAMPLE = {  # numbers and names in ADE_train_00016869.json, which the set's own repository publishes
     "traffic light, traffic signal, stoplight": 2836, "car, auto, automobile, machine, motorcar": 401,
@@ -120,6 +121,16 @@ def test_every_class_has_its_colour():
     assert found.dtype == np.uint16
     assert [IDS[label] for label in found[found != 65535]] == sorted(IDS)
     assert (found.ravel()[sorted(set(range(26 * 256)) - set(IDS))] == 65535).all()
+
+
+def test_names_from_a_list_of_ones_own(ade, test_data, tmp_path):
+    assert prepare("ade20k_full", ade)
+    (ade / "annotations_detectron2/classes.txt").unlink()
+    path = test_data / "openvocab_classnames/ade847.json"
+    settings = dict(type="ADE20KFull", split="val", root=str(ade))
+    assert build(DATASETS, {**settings, "classes": str(path)}).classes == tuple(json.loads(path.read_text()))
+    with pytest.raises(UserError, match="3 names for the 847 classes of ade20k_full"):
+        build(DATASETS, {**settings, "classes": ["a", "b", "c"]})
 
 
 def test_what_another_preparation_has_written_is_kept(ade):

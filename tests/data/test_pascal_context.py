@@ -164,6 +164,8 @@ def test_459_classes_by_hand(archives, tmp_path):
     val = build(DATASETS, {"type": "PascalContext459", "split": "val", "root": str(root)})
     assert len(val) == 2 and len(val.classes) == 459 and val.classes[430] == "name431"
     assert val[0].labels[0, :4].tolist() == [0, 458, 255, 430]
+    own = [f"own {number}" for number in range(459)]
+    assert PascalContext459("val", root, classes=own).classes == tuple(own)
     assert Image.open(root / val.entries[0][1]).mode.startswith("I;16")
     assert prepare("pascal_context", root)  # the images are there
     with pytest.raises(UserError, match="pascal_context_459 has no split 'train': "):
