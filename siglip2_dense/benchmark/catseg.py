@@ -85,6 +85,7 @@ def measure(encoder: str, classes: int, mode: str, views: int) -> tuple[float, f
         found.append(time.perf_counter() - start)
 
     if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         timed()
         peak = torch.cuda.max_memory_allocated() - before
