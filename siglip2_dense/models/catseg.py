@@ -164,7 +164,8 @@ class CATSeg(DenseProbe):
         own = {key: inference[key] for key in ("size", "overview", "classes") if key in inference}
         rest = checked_inference({key: value for key, value in inference.items() if key not in own})
         size = own.get("size")
-        if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+        if size is not None and not whole:
             raise UserError(f"inference: size={size!r}; give (height, width) in pixels, or leave it out.")
         if not isinstance(own.get("overview", False), bool) or (own.get("overview") and rest["mode"] == "whole"):
             raise UserError(f"inference: overview={own['overview']!r}; give True or False, beside mode='slide'.")

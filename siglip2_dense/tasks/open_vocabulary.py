@@ -69,7 +69,7 @@ class OpenVocabulary(ZeroShotSegmentation):
 
         Raises UserError for labels that are no class, and where a class has several queries.
         """
-        if self.channels != len(self.classes):
+        if not torch.equal(self.labels, torch.arange(len(self.classes))):
             raise UserError(
                 f"{self.channels} queries for {len(self.classes)} classes: to train, each class has one; leave queries "
                 "out, and set synonyms='first' or 'mean'."

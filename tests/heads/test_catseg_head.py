@@ -271,6 +271,7 @@ def test_maps_in_the_text_space_are_made_as_the_encoder_can():
         ({}, dict(grid=0), "grid=0"),
         ({}, dict(grid=(24,)), r"grid=\(24,\)"),
         ({}, dict(grid=True), "grid=True"),
+        ({}, dict(grid=24.0), "grid=24.0"),
         ({}, dict(blocks=0), "blocks=0"),
         ({}, dict(prompts=True), "prompts=True"),
         ({}, dict(residual="cls"), "residual='cls'"),
@@ -279,6 +280,11 @@ def test_maps_in_the_text_space_are_made_as_the_encoder_can():
 def test_what_cannot_be_is_refused(facts, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         CATSegHead(replace(FACTS, **facts), 0, **settings)
+
+
+def test_without_texts_it_says_whose_head_it_is():
+    with pytest.raises(UserError, match="it is a head of the model CATSeg"):
+        built()(features())
 
 
 def test_prompts_are_as_many_as_the_head_was_built_for():

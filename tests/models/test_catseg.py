@@ -336,6 +336,7 @@ def test_features_can_be_given_and_their_windows_predicted(model):
         (dict(encoder=dict(name="test_vit")), "no text tower|not trained with texts"),
         (dict(inference=dict(mode="whole", overview=True)), "overview=True; give True or False, beside mode='slide'"),
         (dict(inference=dict(mode="whole", size=(0, 3))), r"size=\(0, 3\)"),
+        (dict(inference=dict(mode="whole", size=640)), "size=640; give"),
         (dict(inference=dict(mode="whole", classes="all")), "classes='all'; give 'exact' or 'reference'"),
         (dict(inference=dict(mode="slide", crop=48)), "give dict"),
         (dict(text=TRAINS), "text: trainable=.*say how the text trains"),

@@ -57,6 +57,9 @@ def test_labels_beyond_the_vocabulary_are_refused_with_the_name_of_the_image():
         task.loss(torch.zeros(2, 2, 1, 1), (whole((2, 2)),) * 2, samples)
     with pytest.raises(UserError, match="2 queries for 1 classes"):
         OpenVocabulary(["a, b"], synonyms="each").loss(torch.zeros(1, 2, 1, 1), (whole((2, 2)),), [])
+    with pytest.raises(UserError, match="2 queries for 2 classes: to train, each class has one"):
+        asked = {"background": [], "a": ["b", "c"]}
+        OpenVocabulary(["background", "a"], asked, 0.5).loss(torch.zeros(1, 2, 1, 1), (whole((2, 2)),), [])
 
 
 def published_blend(windows, overview, original, size=(64, 64), kernel=40, stride=24):

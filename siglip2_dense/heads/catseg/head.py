@@ -8,6 +8,8 @@ what the paper leaves open.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,6 +97,8 @@ class CATSegHead(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """-> (B, T, 4h, 4w) float32."""
         text = self.text
+        if text is None:
+            raise UserError("CATSegHead has no texts to compare with; it is a head of the model CATSeg, not of others.")
         if text.shape[1] != self.prompts:
             raise UserError(
                 f"each class has {text.shape[1]} prompts, the head was built for {self.prompts}; give its setting "
@@ -197,6 +201,6 @@ def _check(facts: EncoderFacts, prompts, grid, residual, blocks, pool) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"CATSegHead: {name}={value!r}; give a whole number from 1 on.")
     sides = (grid, grid) if isinstance(grid, int) else grid
-    whole = grid is None or (len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides))
-    if isinstance(grid, bool) or not whole:
+    whole = isinstance(sides, Sequence) and len(sides) == 2 and all(isinstance(s, int) and s > 0 for s in sides)
+    if isinstance(grid, bool) or not (grid is None or whole):
         raise UserError(f"CATSegHead: grid={grid!r}; give cells a side, (height, width) of them, or None.")
