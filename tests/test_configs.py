@@ -19,6 +19,7 @@ from siglip2_dense.registry import DATASETS, MODELS, TRANSFORMS, build, resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PROBES, CATSEG = (sorted(path.stem for path in CONFIGS.glob(f"{kind}_*.py")) for kind in ("probe", "catseg"))
+TINY = ("catseg_coco128", "catseg_demo")  # with towers that begin at random
 ZERO_SHOT = {"ade20k": "ade20k", "voc20": "voc20", "voc21": "pascal", "cocostuff": "coco_stuff"}  # set: its labels
 
 
@@ -38,7 +39,7 @@ def data(classes):
 def test_none_is_missed():
     known = {*PROBES, *CATSEG, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
     assert {path.stem for path in CONFIGS.glob("*.py")} == known
-    assert len(PROBES) == 13 and len(CATSEG) == 5 and len(list(CONFIGS.rglob("*.py"))) == 33
+    assert len(PROBES) == 13 and len(CATSEG) == 7 and len(list(CONFIGS.rglob("*.py"))) == 35
 
 
 def check_text(name, command):
@@ -53,14 +54,38 @@ def check_round_trip(config, folder):
 
 @pytest.mark.parametrize("name", CATSEG)
 def test_config_of_cat_seg(name, tmp_path):
-    """Models of them are built in tests/models/test_catseg.py, on smaller towers."""
+    """Models of the published ones are built in tests/models/test_catseg.py, on smaller towers."""
     check_text(name, "tools/train.py")
     config = load(name, None)
     check_keys(config)
     check_trains(config)
     check_round_trip(config, tmp_path)
-    assert config.model.clip_norm == 0.01 and config.train_cfg.max_iters == 80_000
     assert find(config.model.encoder.name).text  # has a text tower
+    if name not in TINY:
+        assert config.model.clip_norm == 0.01 and config.train_cfg.max_iters == 80_000
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_config_of_cat_seg(name):
+    """Built whole: its towers are small, and nothing is fetched."""
+    model = build_probe(load(name, None), data(["red sphere", "wall-other-merged", "sky"])).eval()
+    assert set(model.towers) == {"encoder", "text"}
+    image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
+    assert model([image], None, mode="predict")[0]["segmentation"].shape == (70, 90)
+
+
+def test_the_demo_holds_back_names_whose_words_it_trains():
+    config = load("catseg_demo", None)
+    trained = config.train_dataloader.dataset.classes
+    assert config.val_dataloader.dataset.classes == trained
+    sets = {name: one.dataset.classes for name, one in config.benchmarks.items()}
+    things = [name for name in trained if " " in name]
+    assert set(sets["together"]) == {*trained, *sets["unseen"]} and not {*trained} & {*sets["unseen"]}
+    for name in sets["unseen"]:
+        assert all(sum(word in thing.split() for thing in things) >= 2 for word in name.split())
+    asked = {name: query for name, (query,) in config.benchmarks.exchanged.queries.items()}
+    assert sets["exchanged"] == sets["unseen"] and set(asked) == set(asked.values()) == set(sets["unseen"])
+    assert all(name != query for name, query in asked.items())
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from siglip2_dense.benchmark.measure import data_folder, figure, verb
+from siglip2_dense.benchmark.measure import data_folder, figure, shrink, verb
 from siglip2_dense.data.rgbd import RGBDFolder
 from siglip2_dense.tasks import Depth, Normals
 
@@ -76,7 +75,7 @@ def run(quick: bool, folder: Path | None = None) -> list[dict]:
             if folder is not None and weights == "pretrained" and not quick:
                 for head in HEADS:
                     name = "vit" if encoder == VIT else "lite0"
-                    _shrink(work_dir / "pictures" / f"{FRAME}_{head}.png", folder / f"{name}_{head}.jpg")
+                    shrink(work_dir / "pictures" / f"{FRAME}_{head}.png", folder / f"{name}_{head}.jpg")
     return figures
 
 
@@ -97,14 +96,6 @@ def constant_predictors(root: Path, every: int) -> dict[str, tuple[float, str, s
         "depth": (tasks["depth"].compute()["rmse"], "m", f"the median, {depth:.3f} m,"),
         "normals": (tasks["normals"].compute()["rmse"], "degrees", "the direction of the medians of x, y and z"),
     }
-
-
-def _shrink(source: Path, target: Path) -> None:
-    """A picture for a page: some hundred kilobytes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(source) as picture:
-        picture.thumbnail((1600, 1600))
-        picture.convert("RGB").save(target, quality=85)
 
 
 def _score(record: dict, head: str, unit: str, title: str, constants: dict) -> dict:

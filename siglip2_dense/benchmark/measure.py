@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from PIL import Image
 
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import write_text
@@ -94,6 +95,14 @@ def verb(name: str, *arguments: str) -> None:
 def figure(name: str, value: float, target: float | None = None, better: str = "lower", detail: str = "") -> dict:
     """One line of a benchmark's result; ``better`` is "lower" or "higher"."""
     return {"name": name, "value": value, "target": target, "better": better, "detail": detail}
+
+
+def shrink(source: Path, target: Path) -> None:
+    """A picture for a page: some hundred kilobytes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(source) as picture:
+        picture.thumbnail((1600, 1600))
+        picture.convert("RGB").save(target, quality=85)
 
 
 def machine() -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from siglip2_dense.files import write_text
 
 PAGES = {
-    "results.md": ("Results", "What trained heads score on real data.", ("pretraining", "kitchen")),
+    "results.md": ("Results", "What trained heads score on real data.", ("pretraining", "kitchen", "coco", "unseen")),
     "performance.md": (
         "Performance",
         "Time and memory, both sides of each ratio in one run.",

@@ -10,6 +10,7 @@ from siglip2_dense.errors import UserError
 NAMES = (
     "camvid",
     "catseg",
+    "coco",
     "encoder",
     "evaluate",
     "heads",
@@ -20,8 +21,9 @@ NAMES = (
     "store",
     "sweep",
     "throughput",
+    "unseen",
 )
-WITH_PICTURES = ("kitchen",)  # they leave pictures in the folder FILE without its .json
+WITH_PICTURES = ("coco", "kitchen", "unseen")  # they leave pictures in the folder FILE without its .json
 
 
 def main(argv: list[str] | None = None) -> None:
