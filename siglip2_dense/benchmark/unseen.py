@@ -3,7 +3,7 @@
 ``configs/catseg_demo.py`` says which names these are. "unseen" has the ten alone, on their own pixels, where the colour
 tells them apart. "exchanged" asks for each by the name of another: what is left then is not due to the names. In
 "together" all 33 compete, so that the kind counts too, and names stand beside that were trained. "Untrained" is the
-same model before its first step. Guesses from the labels that are scored know more than any model may.
+same model before its first step. Guesses at the ten are made from the very labels that are scored, which no model sees.
 """
 
 from __future__ import annotations
@@ -18,96 +18,99 @@ from mmengine.config import Config
 from siglip2_dense.benchmark.guesses import class_counts, guesses
 from siglip2_dense.benchmark.measure import figure, shrink, verb
 from siglip2_dense.engine.configs import find_config
+from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import DATASETS, build
 
 CONFIG = "catseg_demo"
 SCORE = "mIoU_labelled"
-UNTRAINED = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "model.heads.segmentation.optim.lr=0.0"]
-FEW = 12  # scenes of --quick
+UNTRAINED = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "model.heads.segmentation.optim.lr=0.0", "pictures=0"]
+FEW = 12  # scenes of --quick, of each set
+SHOWN = 3
 
 
 def run(quick: bool, folder: Path | None = None) -> list[dict]:
     """Figures: mIoU with names that were trained and others, of guesses, of the untrained and the trained model.
 
-    folder: where pictures of some validation scenes are left.
+    folder: where pictures of validation scenes, with the names that were trained, are left.
     """
-    config = Config.fromfile(find_config(CONFIG))
-    options = []
+    config, options = Config.fromfile(find_config(CONFIG)), []
+    datasets = {
+        "train_dataloader": config.train_dataloader.dataset,
+        "val_dataloader": config.val_dataloader.dataset,
+        **{f"benchmarks.{name}": one.dataset for name, one in config.benchmarks.items()},
+    }
     if quick:
         options = ["train_cfg.max_iters=3", "train_cfg.val_interval=3"]
-        shortened = ["train_dataloader", "val_dataloader", *(f"benchmarks.{name}" for name in config.benchmarks)]
-        options += [f"{where}.dataset.length={FEW}" for where in shortened]
-        config.merge_from_dict({key: int(value) for key, _, value in (option.partition("=") for option in options)})
-    sets = {"trained names": config.val_dataloader.dataset}
-    sets |= {name: config.benchmarks[name].dataset for name in ("unseen", "together")}
-    data = {name: build(DATASETS, settings) for name, settings in sets.items()}
-    known = class_counts(build(DATASETS, config.train_dataloader.dataset))
-    guessed = {
-        "trained names": guesses(known, data["trained names"]),
-        "unseen": guesses(class_counts(data["unseen"]), data["unseen"]),
-        "together": guesses(class_counts(data["together"]), data["together"]),
-    }
+        for place, settings in datasets.items():
+            settings.length = FEW
+            options.append(f"{place}.dataset.length={FEW}")
+    train, trained, unseen, together = (
+        build(DATASETS, datasets[place])
+        for place in ("train_dataloader", "val_dataloader", "benchmarks.unseen", "benchmarks.together")
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        untrained = _records(Path(scratch) / "untrained", [*options, *UNTRAINED, "pictures=0"])
-        records = _records(Path(scratch) / "trained", options)
+        before = _records(Path(scratch) / "before", [*options, *UNTRAINED])
+        after = _records(Path(scratch) / "after", options)
         if folder is not None and not quick:
-            for number, picture in enumerate(sorted((Path(scratch) / "trained" / "pictures").glob("*.png"))[:3]):
-                shrink(picture, folder / f"scene_{number + 1}.jpg")
-
-    figures = []
-    scenes = len(data["unseen"])
-    whence = {"trained names": "of the training labels", "unseen": "of the labels that are scored"}
-    for name, source in whence.items():
-        scores = {guess: metric.compute() for guess, metric in guessed[name].items()}
-        best = max(score[SCORE] for score in scores.values())
-        for guess, score in scores.items():
-            detail = f"aAcc {score['aAcc']:.1f}; " + (f"most frequent, {source}" if guess != "drawn" else "at random")
-            figures.append(figure(f"mIoU, {name}, guess: {guess}", score[SCORE], None, "higher", detail))
-        before, after = untrained[name], records[name]
-        figures.append(figure(f"mIoU, {name}, untrained", before["metrics"][SCORE], None, "higher", _about(before)))
-        figures.append(figure(f"mIoU, {name}, trained", after["metrics"][SCORE], best, "higher", _about(after)))
-    exchanged = records["exchanged"]
-    detail = f"{_about(exchanged)}; each asked for by another's name"
-    figures.append(figure("mIoU, unseen, trained, exchanged", exchanged["metrics"][SCORE], None, "lower", detail))
-    figures += _together(records["together"], guessed["together"]["drawn"], data["together"].classes, data["unseen"])
-    seconds = records["trained names"]["run"]["seconds"]
-    detail = f"training and its evaluation on {scenes} scenes"
-    figures.append(figure("seconds", seconds, detail=detail))
-    return figures
+            for number, picture in enumerate(sorted(Path(scratch).glob("after/pictures/*.png"))[:SHOWN], 1):
+                shrink(picture, folder / f"scene_{number}.jpg")
+    figures = [
+        *_beside_guesses("names of the training", guesses(class_counts(train), trained), before, after, "trained"),
+        *_beside_guesses("unseen names", guesses(class_counts(unseen), unseen), before, after, "unseen"),
+    ]
+    detail = f"{_about(after['exchanged'])}; each asked for by another's name"
+    score = after["exchanged"]["metrics"][SCORE]
+    figures.append(figure("mIoU, unseen names, exchanged", score, detail=detail))
+    drawn = guesses(class_counts(together), together)["drawn"]
+    figures += _together(after["together"], together.classes, drawn, unseen.classes)
+    seconds = after["trained"]["run"]["seconds"]
+    return [*figures, figure("seconds", seconds, detail=f"training, and its evaluation on {len(trained)} scenes")]
 
 
 def _records(work_dir: Path, options: list[str]) -> dict[str, dict]:
-    """Train and test; the record of each set of names."""
-    verb("train", CONFIG, "--work-dir", str(work_dir), "--cfg-options", *options)
-    head = str(work_dir / "head.safetensors")
-    more = ["--cfg-options", *options] if options else []
-    verb("test", CONFIG, head, "--benchmarks", "all", "--work-dir", str(work_dir), *more)
-    found = {path.stem.removeprefix("results_"): path for path in work_dir.glob("results_*.json")}
-    found["trained names"] = work_dir / "results.json"
-    return {name: json.loads(path.read_text()) for name, path in found.items()}
+    """Train and test: the record of each benchmark, and of the names that were "trained"."""
+    more = ["--work-dir", str(work_dir), *(["--cfg-options", *options] if options else [])]
+    verb("train", CONFIG, *more)
+    verb("test", CONFIG, str(work_dir / "head.safetensors"), "--benchmarks", "all", *more)
+    files = {path.stem.removeprefix("results_"): path for path in work_dir.glob("results_*.json")}
+    files["trained"] = work_dir / "results.json"
+    return {
+        name: json.loads(path.read_text()) for name, path in {**found, "trained": work_dir / "results.json"}.items()
+    }
+
+
+def _beside_guesses(
+    title: str, guessed: dict[str, SegmentationMetric], before: dict, after: dict, name: str
+) -> list[dict]:
+    """The untrained and the trained model; the trained one's target is the best guess."""
+    scores = {guess: metric.compute() for guess, metric in guessed.items()}
+    best = max(score[SCORE] for score in scores.values())
+    found = [
+        figure(f"mIoU, {title}, guess: {guess}", score[SCORE], better="higher", detail=f"aAcc {score['aAcc']:.1f}")
+        for guess, score in scores.items()
+    ]
+    for state, record, target in (("untrained", before[name], None), ("trained", after[name], best)):
+        score = record["metrics"][SCORE]
+        found.append(figure(f"mIoU, {title}, {state}", score, target, "higher", _about(record)))
+    return found
+
+
+def _together(record: dict, classes, drawn: SegmentationMetric, unseen) -> list[dict]:
+    """Of all names at once, the mean over the things that were not trained, and over those that were."""
+    chance = dict(zip(classes, drawn.per_class()["IoU"], strict=True))
+    figures = []
+    for group, wanted in (("unseen", True), ("trained", False)):
+        names = [name for name in classes if " " in name and (name in unseen) == wanted]
+        score, target = (_mean(scores, names) for scores in (record["per_class"]["IoU"], chance))
+        detail = f"aAcc of all 33 names {record['metrics']['aAcc']:.1f}; the target is one drawn for each pixel"
+        figures.append(figure(f"mIoU, {len(names)} {group} things, all names asked", score, target, "higher", detail))
+    return figures
+
+
+def _mean(scores: dict[str, float | None], names: list[str]) -> float:
+    return mean(scores[name] for name in names if scores[name] is not None)
 
 
 def _about(record: dict) -> str:
     low, high = record["intervals"][SCORE]
     return f"95 % over scenes {low:.1f} to {high:.1f}; aAcc {record['metrics']['aAcc']:.1f}"
-
-
-def _together(record: dict, drawn, classes, unseen) -> list[dict]:
-    """Of all names at once: the mean over the things that were not trained, and over those that were."""
-    found, chance = record["per_class"]["IoU"], dict(zip(classes, drawn.per_class()["IoU"], strict=True))
-    things = [name for name in classes if " " in name]
-    groups = {
-        "not trained": [name for name in things if name in unseen.classes],
-        "trained": [name for name in things if name not in unseen.classes],
-    }
-    return [
-        figure(
-            f"mIoU, together, {len(names)} things {group}", _mean(found, names), _mean(chance, names), "higher",
-            "the target is a name drawn for each pixel",
-        )
-        for group, names in groups.items()
-    ]  # fmt: skip
-
-
-def _mean(scores: dict[str, float | None], names: list[str]) -> float:
-    return mean(scores[name] for name in names if scores[name] is not None)
