@@ -74,9 +74,7 @@ def _records(work_dir: Path, options: list[str]) -> dict[str, dict]:
     verb("test", CONFIG, str(work_dir / "head.safetensors"), "--benchmarks", "all", *more)
     files = {path.stem.removeprefix("results_"): path for path in work_dir.glob("results_*.json")}
     files["trained"] = work_dir / "results.json"
-    return {
-        name: json.loads(path.read_text()) for name, path in {**found, "trained": work_dir / "results.json"}.items()
-    }
+    return {name: json.loads(path.read_text()) for name, path in files.items()}
 
 
 def _beside_guesses(
