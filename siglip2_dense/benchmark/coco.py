@@ -56,11 +56,11 @@ def run(quick: bool, folder: Path | None = None) -> list[dict]:
             _draw(folder, losses, work_dir / "pictures")
 
     constant = constant_loss(counts)
-    ends = {"first": losses[:ENDS], "last": losses[-ENDS:]}
     figures = [figure("loss, the best constant", constant, detail="probabilities are the classes' frequencies")]
-    for end, part in ends.items():
-        detail = f"mean of the logged steps {part[0][0]} to {part[-1][0]}; the target is the best constant's"
-        figures.append(figure(f"loss, {end}", mean(loss for _, loss in part), constant, detail=detail))
+    steps = losses[ENDS - 1][0]
+    for end, part, target in (("first", losses[:ENDS], None), ("last", losses[-ENDS:], constant)):
+        score = mean(loss for _, loss in part)
+        figures.append(figure(f"loss, {end} {steps} steps", score, target, detail=f"of {losses[-1][0]}"))
     for split, record in records.items():
         for guess, metric in scores[split].items():
             found = metric.compute()
