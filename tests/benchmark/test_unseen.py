@@ -14,6 +14,7 @@ LENGTHS = [
     for where in ("train_dataloader", "val_dataloader", "benchmarks.unseen", "benchmarks.exchanged")
 ]
 SHORT = ["train_cfg.max_iters=3", "train_cfg.val_interval=3", "train_dataloader.batch_size=1", "log_interval=1"]
+SHORT += [f"{where}_dataloader.num_workers=0" for where in ("train", "val")]
 
 
 @pytest.fixture(scope="module")
