@@ -66,8 +66,9 @@ class Sample(_OfTensors):
     labels: Tensor | None = None  # (H, W) int64, IGNORE = not counted
     depth: Tensor | None = None  # (1, H, W) float32, metres unless the data set says otherwise, 0 = none
     normals: Tensor | None = None  # (3, H, W) float32 unit vectors, x right, y down, z into the scene, 0 = none
-    boxes: Tensor | None = None  # (N, 4) float32, x0 y0 x1 y1 in pixels
-    box_names: tuple[str, ...] = ()
+    boxes: Tensor | None = None  # (N, 4) float32, x0 y0 x1 y1 in pixels of ``image``
+    box_names: tuple[tuple[str, ...], ...] = ()  # of each box; several after boxes that overlap were merged
+    queries: tuple[str, ...] = ()  # in training, what is asked of this image: its boxes' names, then what is not there
     intrinsics: Tensor | None = None  # (3, 3) float32 pinhole camera in pixels of ``image``
     path: str = ""
     original_size: Size | None = None

@@ -37,10 +37,10 @@ def test_features_are_sliced_and_joined():
 def test_all_tensors_move_together():
     moved = features(2).to(torch.float64)
     assert {t.dtype for t in (*moved.maps.values(), *moved.prefix.values(), moved.pooled)} == {torch.float64}
-    sample = Sample(image=torch.zeros(3, 4, 5), labels=torch.zeros(4, 5), path="a.jpg", index=3, box_names=("cup",))
+    sample = Sample(image=torch.zeros(3, 4, 5), labels=torch.zeros(4, 5), path="a.jpg", index=3, box_names=(("cup",),))
     moved = sample.to("meta")
     assert moved.image.is_meta and moved.labels.is_meta and not sample.image.is_meta
-    assert (moved.path, moved.index, moved.box_names, moved.depth) == ("a.jpg", 3, ("cup",), None)
+    assert (moved.path, moved.index, moved.box_names, moved.depth) == ("a.jpg", 3, (("cup",),), None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinning memory needs a GPU")

@@ -355,7 +355,7 @@ def render(index: int, size: Size = (192, 256), seed: int = 0, names: Sequence[s
         rows, columns = np.nonzero((part == i + 3).reshape(size))
         if len(rows) >= MIN_VISIBLE:
             boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            names.append(f"{solid.colour} {solid.kind}")
+            names.append((f"{solid.colour} {solid.kind}",))
     axes = scene.axes.astype(np.float32)
     in_camera = sum(axes[:, i, None] * normals[i] for i in range(3))  # a product of matrices may round pixels unequally
     return Sample(

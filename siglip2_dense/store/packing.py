@@ -30,6 +30,7 @@ def pack_known(sample: Sample, geometry: Sequence[Geometry]) -> bytes:
         original_size=sample.original_size,
         index=sample.index,
         box_names=sample.box_names,
+        queries=sample.queries,
         intrinsics=None if sample.intrinsics is None else sample.intrinsics.tolist(),
         geometry=[astuple(place) for place in geometry],
     )
@@ -45,7 +46,9 @@ def unpack(known: bytes, targets: dict[str, Tensor]) -> tuple[Sample, tuple[Geom
         path=values["path"],
         original_size=_tuples(values["original_size"]),
         index=values["index"],
-        box_names=tuple(values["box_names"]),
+        # written before a box could have several names, one is a plain string
+        box_names=tuple((names,) if isinstance(names, str) else tuple(names) for names in values["box_names"]),
+        queries=tuple(values.get("queries", ())),
         intrinsics=None if intrinsics is None else torch.tensor(intrinsics),
         **targets,
     )

@@ -85,7 +85,7 @@ def test_a_batch_keeps_images_of_their_own_sizes():
 
 def _complete():
     maps = {"labels": torch.zeros(4, 5), "depth": torch.ones(1, 4, 5), "normals": torch.ones(3, 4, 5)}
-    boxes = {"boxes": torch.zeros(1, 4), "box_names": ("red box",)}
+    boxes = {"boxes": torch.zeros(1, 4), "box_names": (("red box",),), "queries": ("red box", "cup")}
     return Sample(image=torch.zeros(3, 4, 5), **maps, **boxes, intrinsics=torch.eye(3), path="a", index=3)
 
 
@@ -96,7 +96,8 @@ def test_only_wanted_targets_travel(targets):
     kept = {name for name in loading.TARGETS if getattr(sample, name) is not None}
     assert kept == set(loading.TARGETS if targets is None else targets)
     assert all(torch.equal(getattr(sample, name), getattr(whole, name)) for name in kept)
-    assert sample.box_names == (("red box",) if "boxes" in kept else ())
+    assert sample.box_names == ((("red box",),) if "boxes" in kept else ())
+    assert sample.queries == (("red box", "cup") if "boxes" in kept else ())
     assert torch.equal(sample.intrinsics, torch.eye(3)) and (sample.path, sample.index) == ("a", 3)
     assert whole.depth is not None and whole.image is not None  # the data set may keep it
 

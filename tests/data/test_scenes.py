@@ -111,7 +111,7 @@ def test_spheres_are_round(scenes):
     for scene in scenes:
         spheres = [
             box
-            for box, name in zip(scene.boxes.int().tolist(), scene.box_names, strict=True)
+            for box, (name,) in zip(scene.boxes.int().tolist(), scene.box_names, strict=True)
             if name.endswith("sphere")
         ]
         if len(spheres) != 1:
@@ -134,7 +134,7 @@ def test_boxes_are_tight(scenes):
     for scene in scenes:
         labels = scene.labels.numpy()
         uncovered = labels >= BOX
-        for (x0, y0, x1, y1), name in zip(scene.boxes.int().tolist(), scene.box_names, strict=True):
+        for (x0, y0, x1, y1), (name,) in zip(scene.boxes.int().tolist(), scene.box_names, strict=True):
             inside = labels[y0:y1, x0:x1] == CLASSES.index(name.split()[1])
             assert inside.sum() >= MIN_VISIBLE
             assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
@@ -151,7 +151,7 @@ def test_boxes_have_the_colour_they_are_called_by(scenes):
     for scene in scenes:
         image = scene.image.float()
         share = image / image.sum(0)
-        for (x0, y0, x1, y1), name in zip(scene.boxes.int().tolist(), scene.box_names, strict=True):
+        for (x0, y0, x1, y1), (name,) in zip(scene.boxes.int().tolist(), scene.box_names, strict=True):
             colour = channel.get(name.split()[0])
             if colour is not None:
                 excess.append(float(share[colour, y0:y1, x0:x1].mean() - share[colour].mean()))
@@ -210,7 +210,7 @@ def test_things_are_called_by_their_colours_where_that_is_asked_for(scenes):
                 assert (scene.labels[labels == label] == kind[label]).all()
         assert (labels[scene.labels == CLASSES.index("wall")] == 2).all()
         assert (labels[scene.labels == CLASSES.index("floor")] == -1).all()
-        for box, name in zip(scene.boxes.long().tolist(), scene.box_names, strict=True):
+        for box, (name,) in zip(scene.boxes.long().tolist(), scene.box_names, strict=True):
             inside = labels[box[1] : box[3], box[0] : box[2]]
             if name in names:
                 assert (inside == names.index(name)).any()

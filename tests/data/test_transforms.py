@@ -48,7 +48,7 @@ def _sample(size, seed=0, classes=5, measured=False):
         sample.depth = torch.from_numpy(depth.astype(np.float32))
         sample.normals = torch.from_numpy(normals / np.linalg.norm(normals, axis=0))
         sample.boxes = torch.tensor([[0, 0, width / 2, height / 2], [width / 4, height / 4, width, height]])
-        sample.box_names = ("first", "second")
+        sample.box_names = (("first",), ("second",))
         sample.intrinsics = torch.tensor([[50.0, 0, width * 0.4], [0, 60.0, height * 0.6], [0, 0, 1]])
     return sample
 
@@ -168,7 +168,7 @@ def test_boxes_and_cameras_follow_the_pixels(transform):
     sample = _sample((height, width), measured=True)
     sample.labels = torch.zeros(height, width, dtype=torch.int64)
     sample.labels[16:18, 25:28] = 1
-    sample.boxes, sample.box_names = torch.tensor([[25.0, 16.0, 28.0, 18.0]]), ("mark",)
+    sample.boxes, sample.box_names = torch.tensor([[25.0, 16.0, 28.0, 18.0]]), (("mark",),)
     centre = torch.tensor([26.5, 17.0, 1.0])
     point = torch.linalg.solve(sample.intrinsics, centre)  # a point of the world seen at the mark's centre
 
@@ -187,10 +187,10 @@ def test_boxes_are_cut_at_the_window_and_dropped_outside_it():
     sample = Sample(
         image=torch.zeros(3, 40, 40, dtype=torch.uint8),
         boxes=torch.tensor([[0.0, 0, 40, 40], [0, 0, 0.5, 0.5], [39.5, 39.5, 40, 40]]),
-        box_names=("all", "first corner", "last corner"),
+        box_names=(("all",), ("first corner",), ("last corner",)),
     )
     ours = RandomCrop((10, 12))(sample, _rng(1))
-    assert ours.boxes.tolist() == [[0, 0, 12, 10]] and ours.box_names == ("all",)
+    assert ours.boxes.tolist() == [[0, 0, 12, 10]] and ours.box_names == (("all",),)
 
 
 # Cropping
@@ -382,7 +382,7 @@ def test_boxes_and_cameras_turn_with_the_pixels(degrees):
     labels = torch.zeros(height, width, dtype=torch.int64)
     labels[20:25, 50:54] = 1
     image = labels.to(torch.uint8).expand(3, -1, -1) * 200
-    boxes, names = torch.tensor([[50.0, 20, 54, 25], [0, 0, 3, 3]]), ("mark", "corner")
+    boxes, names = torch.tensor([[50.0, 20, 54, 25], [0, 0, 3, 3]]), (("mark",), ("corner",))
     sample = Sample(image=image, labels=labels, boxes=boxes, box_names=names, intrinsics=camera)
     ours = _turned(sample, degrees)
 
@@ -394,7 +394,7 @@ def test_boxes_and_cameras_turn_with_the_pixels(degrees):
     assert seen == pytest.approx([float((weight * axis).sum() / weight.sum()) for axis in (columns, rows)], abs=0.02)
     assert ours.labels[int(seen[1]), int(seen[0])] == 1
 
-    assert ours.box_names == ("mark",)  # the corner is turned out of the image
+    assert ours.box_names == (("mark",),)  # the corner is turned out of the image
     x0, y0, x1, y1 = ours.boxes[0].tolist()
     assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx(seen, abs=1e-4)
     marked = (ours.labels == 1).nonzero()

@@ -32,7 +32,8 @@ def test_every_target_comes_back_bit_for_bit():
         depth=torch.rand(1, 30, 44) * 80,
         normals=torch.nn.functional.normalize(torch.randn(3, 30, 44), dim=0),
         boxes=torch.tensor([[1.5, 2.0, 30.25, 40.0]]),
-        box_names=("cup",),
+        box_names=(("cup", "mug"),),
+        queries=("cup", "mug", "saucer"),
         intrinsics=torch.tensor([[518.857, 0.1, 325.5], [0, 519.47, 253.7], [0, 0, 1]]),
         path="a/ü.jpg",
         original_size=(60, 88),
@@ -43,7 +44,8 @@ def test_every_target_comes_back_bit_for_bit():
     for name in ("labels", "depth", "normals", "boxes", "intrinsics"):
         value = getattr(again, name)
         assert torch.equal(value, getattr(sample, name)) and value.dtype == getattr(sample, name).dtype, name
-    assert (again.path, again.original_size, again.index, again.box_names) == ("a/ü.jpg", (60, 88), 12, ("cup",))
+    assert (again.path, again.original_size, again.index) == ("a/ü.jpg", (60, 88), 12)
+    assert (again.box_names, again.queries) == ((("cup", "mug"),), ("cup", "mug", "saucer"))
     assert again.image is None
 
 
