@@ -8,6 +8,7 @@ classes have their names in their own files, and a user's own set brings them in
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,6 +129,16 @@ def classes_of(source: str | Path | Sequence[str]) -> tuple[str, ...]:
             f"classes={str(source)!r} is neither a known set nor a file: {nearest(str(source), CLASSES, known)}"
         )
     return _checked("classes", source)
+
+
+def canonical(text: str) -> str:
+    """A name or prompt as OWL-ViT's texts are written: lower case, a-z, 0-9 and hyphens, single spaces.
+
+    "bow_(weapon)" becomes "bow weapon", "A photo of a T--shirt." "a photo of a t-shirt". Text in another script has
+    nothing left. Source: scenic's OWL-ViT, of names, of prompts once the name is in them, and of queries at evaluation.
+    """
+    words = re.sub(r"[^a-z0-9-]", " ", text.lower())
+    return " ".join(re.sub("-{2,}", "-", words).split())
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import pytest
 
 from siglip2_dense.data import scenes
 from siglip2_dense.errors import UserError
-from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
+from siglip2_dense.label_sets import CLASSES, PALETTES, canonical, classes_of
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,18 @@ def test_no_names_at_all(tmp_path):
         classes_of([])
     with pytest.raises(UserError, match="is not a list of names"):
         classes_of([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("bow_(weapon)", "bow weapon"),
+        ("A photo of a T--shirt.", "a photo of a t-shirt"),
+        ("  Café au\tlait ", "caf au lait"),
+        ("ice-cream", "ice-cream"),
+        ("", ""),
+        ("犬", ""),
+    ],
+)
+def test_canonical_names(text, written):
+    assert canonical(text) == written == canonical(written)
