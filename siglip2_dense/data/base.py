@@ -163,14 +163,17 @@ class PixelDataset(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
         epoch, index = item if isinstance(item, tuple) else (0, item)
         index = range(len(self))[index]
+        return contiguous(self.view(index, np.random.default_rng([self.seed, epoch, index])))
+
+    def view(self, index: int, rng: np.random.Generator) -> Sample:
+        """The image in this place, 0 or more, with what its transforms draw from ``rng``; in memory as they left it."""
         entry = self.entries[index]
         sample = self.read(entry)
         self._check(sample, entry)
         sample = replace(sample, index=index, original_size=_size(sample.image), path=str(self.files(entry)[0]))
-        rng = np.random.default_rng([self.seed, epoch, index])
         for transform in self.transforms:
             sample = transform(sample, rng)
-        return _contiguous(sample)
+        return sample
 
     def _check(self, sample: Sample, entry) -> None:
         image = self.files(entry)[0]
@@ -275,9 +278,9 @@ def ignored(given: int | Sequence[int] | None, num_classes: int) -> tuple[int, .
     return (given,) if isinstance(given, int) else tuple(given)
 
 
-def image_tensor(path: Path) -> Tensor:
-    """(3, H, W) uint8 RGB of a file, in memory as an (H, W, 3) array, as the transforms want it."""
-    return torch.from_numpy(read_image(path)).permute(2, 0, 1)
+def image_tensor(path: Path, upright: bool = True) -> Tensor:
+    """(3, H, W) uint8 RGB of a file, in memory as an (H, W, 3) array, as the transforms want it; see ``read_image``."""
+    return torch.from_numpy(read_image(path, upright)).permute(2, 0, 1)
 
 
 def _check_depth(depth: Tensor, where: Path) -> None:
@@ -308,6 +311,7 @@ def _size(values: Tensor) -> Size:
     return height, width
 
 
-def _contiguous(sample: Sample) -> Sample:
+def contiguous(sample: Sample) -> Sample:
+    """With all tensors in the order of their axes, as a batch wants them."""
     tensors = {f.name: value for f in fields(sample) if isinstance(value := getattr(sample, f.name), Tensor)}
     return replace(sample, **{name: tensor.contiguous() for name, tensor in tensors.items()})

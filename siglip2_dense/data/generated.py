@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from siglip2_dense.contracts import Sample, Size
@@ -70,12 +71,58 @@ class GeneratedScenes(PixelDataset):
         return hashlib.sha256(arguments.encode()).hexdigest()
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Raise UserError for a class that no scene has."""
+@DATASETS.register_module()
+class GeneratedBoxes(GeneratedScenes):
+    """The same scenes with boxes around their solids, which are called by colour and kind, "red box"."""
+
+    name = "generated_boxes"
+    targets = ("boxes",)
+
+    def __init__(
+        self,
+        split: str,
+        length: int,
+        size: Size = (192, 256),
+        seed: int = 0,
+        transforms: Sequence[dict | Callable] = (),
+    ):
+        super().__init__(split, length, size, seed, transforms, classes=_solids())
+
+    def read(self, entry: int) -> Sample:
+        scene = super().read(entry)
+        return Sample(image=scene.image, boxes=scene.boxes, box_names=scene.box_names)
+
+    @cached_property
+    def scoring(self) -> dict:
+        """What a metric of detections on them is built with: each scene is rendered, once."""
+        boxes = []
+        for number, entry in enumerate(self.entries):
+            sample = self.read(entry)
+            for (x0, y0, x1, y1), (name,) in zip(sample.boxes.tolist(), sample.box_names, strict=True):
+                boxes.append({
+                    "image_id": number, "category_id": self.classes.index(name), "bbox": [x0, y0, x1 - x0, y1 - y0],
+                })  # fmt: skip
+        numbers, ids = tuple(range(len(self))), tuple(range(len(self.classes)))
+        content = {
+            "images": [{"id": number} for number in numbers],
+            "categories": [{"id": label, "name": self.classes[label]} for label in ids],
+            "annotations": boxes,
+        }
+        return dict(annotations=content, rule="coco", category_ids=ids, image_ids=numbers)
+
+
+def _solids() -> tuple[str, ...]:
     from siglip2_dense.data.scenes import CLASSES as KINDS
     from siglip2_dense.data.scenes import COLOURS
 
-    known = [*KINDS, *(f"{colour} {kind}" for colour in COLOURS for kind in KINDS[3:])]
+    return tuple(f"{colour} {kind}" for colour in COLOURS for kind in KINDS[3:])
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise UserError for a class that no scene has."""
+    from siglip2_dense.data.scenes import CLASSES as KINDS
+
+    known = [*KINDS, *_solids()]
     for name in names:
         if name not in known:
             hint = nearest(name, known, ", ".join(known))

@@ -30,15 +30,17 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: truncated or not a readable image ({error}); fetch the file again.") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
     """(H, W, 3) uint8 RGB, turned upright by its EXIF orientation; grey and palettes become RGB, alpha is dropped.
+
+    upright: whether to turn it; else the pixels are as they are stored.
 
     Raises UserError naming the file when it is missing, damaged, or has more than 8 bits a channel.
     """
     with opened(path) as image:
         if image.mode.startswith(("I", "F")):
             raise UserError(f"{path}: has more than 8 bits a pixel ({image.mode}); save it as an 8-bit image.")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
 
 
 def read_labels(path: str | Path) -> np.ndarray:

@@ -75,6 +75,12 @@ class Subset(Dataset):
         self.split = f"{self.whole.split}, {part}"
 
     @property
+    def scoring(self) -> dict:
+        """As of the whole set, for these images alone; of sets of boxes."""
+        known = self.whole.scoring
+        return {**known, "image_ids": tuple(known["image_ids"][index] for index in self.indices)}
+
+    @property
     def metainfo(self) -> dict:
         return self.whole.metainfo
 

@@ -12,7 +12,7 @@ from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.base import PixelDataset, data_root
 from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.folder import ImageFolder
-from siglip2_dense.data.generated import GeneratedScenes
+from siglip2_dense.data.generated import GeneratedBoxes, GeneratedScenes
 from siglip2_dense.data.pascal import PascalVOC
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
@@ -371,6 +371,20 @@ class _Given(PixelDataset):
 
     def read(self, entry):
         return self.sample
+
+
+def test_generated_boxes_have_the_names_and_the_annotations_of_their_scenes():
+    data = GeneratedBoxes("val", 4, (96, 128))
+    scene = GeneratedScenes("val", 4, (96, 128))[3]
+    sample = data[3]
+    assert torch.equal(sample.image, scene.image) and torch.equal(sample.boxes, scene.boxes)
+    assert sample.box_names == scene.box_names and sample.labels is None and len(data.classes) == 30
+    known = data.scoring
+    assert (known["rule"], known["category_ids"], known["image_ids"]) == ("coco", tuple(range(30)), (0, 1, 2, 3))
+    own = [box for box in known["annotations"]["annotations"] if box["image_id"] == 3]
+    assert [(known["annotations"]["categories"][box["category_id"]]["name"],) for box in own] == list(sample.box_names)
+    assert [[box["bbox"][0] + box["bbox"][2], box["bbox"][1]] for box in own] == sample.boxes[:, [2, 1]].tolist()
+    assert data.fingerprint() != GeneratedScenes("val", 4, (96, 128)).fingerprint()
 
 
 def test_what_a_transform_draws_depends_on_seed_epoch_and_index_alone():
