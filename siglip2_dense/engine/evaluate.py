@@ -24,6 +24,7 @@ from siglip2_dense.engine.progress import Progress
 from siglip2_dense.engine.run import build_probe, describe_heads, loader_of
 from siglip2_dense.errors import UserError
 from siglip2_dense.metrics import rows
+from siglip2_dense.metrics.detection import DetectionAP
 from siglip2_dense.registry import DATASETS, MODELS, build, check_arguments
 from siglip2_dense.store.loader import StoredImages
 
@@ -40,26 +41,38 @@ def evaluate(
     seen: called with what gives an image as the encoder got it, its sample and its predictions, for pictures.
     """
     probe.eval()
-    metrics = {name: task.metric() for name, task in probe.tasks.items()}
+    metrics = {name: _metric(task, loader.dataset) for name, task in probe.tasks.items()}
     with Progress(label, len(loader.sampler)) as progress:
         for batch in loader:
             batch = probe.data_preprocessor(batch, False)
             predictions = probe(**batch, mode="predict")
             for image, sample, prediction in zip(batch["inputs"], batch["data_samples"], predictions, strict=True):
                 for name, task in probe.tasks.items():
-                    target = _target(sample, task)
-                    if target.shape[-2:] != prediction[name].shape[-2:]:
-                        raise UserError(
-                            f"{sample.path}: its {task.target} has {tuple(target.shape[-2:])} pixels, not the original "
-                            f"{sample.original_size}; transforms of a test leave targets as they are (targets=False)."
-                        )
-                    metrics[name].update(prediction[name], target, sample.index)
+                    _count(metrics[name], task, prediction[name], sample)
                 if seen is not None:
                     seen(partial(_pixels, image, sample, loader.dataset), sample, prediction)
             progress.update(len(predictions))
     for metric in metrics.values():
         metric.sync()
     return metrics
+
+
+def _metric(task, dataset):
+    """A task's metric; detections are scored by the annotations and the rule of their data."""
+    return DetectionAP(**dataset.scoring) if task.target == "boxes" else task.metric()
+
+
+def _count(metric, task, prediction, sample: Sample) -> None:
+    if task.target == "boxes":
+        metric.update(sample.index, prediction.boxes, prediction.scores, prediction.labels)
+        return
+    target = _target(sample, task)
+    if target.shape[-2:] != prediction.shape[-2:]:
+        raise UserError(
+            f"{sample.path}: its {task.target} has {tuple(target.shape[-2:])} pixels, not the original "
+            f"{sample.original_size}; transforms of a test leave targets as they are (targets=False)."
+        )
+    metric.update(prediction, target, sample.index)
 
 
 def _pixels(image: torch.Tensor | Features, sample: Sample, dataset) -> torch.Tensor:
@@ -86,8 +99,9 @@ def report(metrics: dict, tasks: dict) -> dict:
     for name, values in scores.items():
         if all(math.isnan(value) for value in values.values()):
             raise UserError(
-                f"heads.{name}: no pixel of the data could be scored; look at their {tasks[name].target} with "
-                "`python tools/data.py show`: unit, scale, range (min_depth to max_depth) or ignored labels are wrong."
+                f"heads.{name}: nothing in the data could be scored; look at their {tasks[name].target} with "
+                "`python tools/data.py show`: unit, scale, range (min_depth to max_depth), ignored labels or boxes are "
+                "wrong."
             )
         lines.append(f"{name}: " + "  ".join(f"{key} {_short(value)}" for key, value in values.items()))
     for name, metric in metrics.items():
@@ -112,9 +126,25 @@ def report(metrics: dict, tasks: dict) -> dict:
 
 
 def keep_rows(record: Path, metrics: dict, tasks: dict) -> None:
-    """Write what each image adds to finished metrics beside the record that tells of them, for paired comparisons."""
-    classes = {name: task.classes for name, task in tasks.items() if hasattr(task, "classes")}
-    rows.write(rows.place(record), metrics, classes)
+    """Write what each image adds to finished metrics beside the record that tells of them, for paired comparisons.
+
+    Detections add to ranks over all images, not to sums: they are written as COCO's results files have them.
+    """
+    for name, metric in metrics.items():
+        if isinstance(metric, DetectionAP):
+            metric.write(detections_of(record, name if len(metrics) > 1 else None))
+    summed = {name: metric for name, metric in metrics.items() if not isinstance(metric, DetectionAP)}
+    if summed:
+        classes = {name: tasks[name].classes for name in summed if hasattr(tasks[name], "classes")}
+        rows.write(rows.place(record), summed, classes)
+
+
+def detections_of(record: Path, head: str | None = None) -> Path:
+    """Where the detections of a record are: results_val.json -> detections_val.json; of one of several heads, with its
+    name.
+    """
+    parts = ("detections", record.stem.removeprefix("results").strip("_"), head)
+    return record.with_name("_".join(filter(None, parts)) + ".json")
 
 
 def _short(value: float) -> str:

@@ -10,24 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class PerImage:
-    """Rows of one shape, kept under each image's position in its data set.
+class Kept:
+    """What a metric keeps of each image, under the image's position in its data set: so that no image counts twice."""
 
-    A subclass keeps a row in ``update`` and says in ``scores`` what a sum of rows is worth. Sums add over images, ranks
-    and drawings, so the score of the set, that of several ranks and its interval have one formula; and since rows lie
-    under positions, no image counts twice.
-
-    arguments: those that a subclass was built with, so that one like it can be built for rows that come from a file.
-    """
-
-    def __init__(self, *shape: int, **arguments):
-        self._shape = shape
-        self.arguments = arguments
+    def __init__(self):
         self._rows: dict[int, Tensor] = {}
-
-    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """{name: (...)} of sums of rows (..., *shape) float64; NaN where there is nothing to score."""
-        raise NotImplementedError
 
     def sync(self) -> None:
         """Bring the rows of all ranks to every rank; nothing to do with one process."""
@@ -44,6 +31,32 @@ class PerImage:
     def images(self) -> int:
         """Number of images counted."""
         return len(self._rows)
+
+    def _keep(self, index: int, row: Tensor) -> None:
+        """Raises ValueError for a negative position, or one that was counted before."""
+        if index < 0 or index in self._rows:
+            raise ValueError(f"an image counts once, under its position in its data set; got {index}")
+        self._rows[index] = row
+
+
+class PerImage(Kept):
+    """Rows of one shape, kept under each image's position in its data set.
+
+    A subclass keeps a row in ``update`` and says in ``scores`` what a sum of rows is worth. Sums add over images, ranks
+    and drawings, so the score of the set, that of several ranks and its interval have one formula; and since rows lie
+    under positions, no image counts twice.
+
+    arguments: those that a subclass was built with, so that one like it can be built for rows that come from a file.
+    """
+
+    def __init__(self, *shape: int, **arguments):
+        super().__init__()
+        self._shape = shape
+        self.arguments = arguments
+
+    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """{name: (...)} of sums of rows (..., *shape) float64; NaN where there is nothing to score."""
+        raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
         """The scores of the set."""
@@ -75,12 +88,6 @@ class PerImage:
     def stacked(self) -> np.ndarray:
         """(n, *shape) float64, in the order of the data set, so that sums do not depend on ranks."""
         return self.rows()[1].astype(np.float64)
-
-    def _keep(self, index: int, row: Tensor) -> None:
-        """Raises ValueError for a negative position, or one that was counted before."""
-        if index < 0 or index in self._rows:
-            raise ValueError(f"an image counts once, under its position in its data set; got {index}")
-        self._rows[index] = row
 
     def _draw(self, samples: int, seed: int) -> np.ndarray:
         """(samples, *shape): the sums of the rows over drawn data sets."""

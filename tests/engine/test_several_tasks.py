@@ -112,7 +112,7 @@ def test_data_without_what_a_head_learns_are_refused_before_anything_is_trained(
 
 
 def test_depths_that_are_all_out_of_range_are_named_and_the_head_is_kept(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"heads.depth: no pixel of the data could be scored"):
+    with pytest.raises(UserError, match=r"heads.depth: nothing in the data could be scored"):
         train(tiny(THREE), tmp_path / "run", "model.heads.depth.task.max_depth=0.2")
     assert (tmp_path / "run" / "head.safetensors").is_file()
 
