@@ -95,6 +95,7 @@ def describe_data(dataset) -> dict:
         "split": dataset.split,
         "images": len(dataset),
         "fingerprint": dataset.fingerprint(),
+        **({"left_out": list(notes)} if (notes := getattr(dataset, "notes", ())) else {}),
     }
 
 

@@ -33,7 +33,7 @@ class ResizeShortSide:
     long: int | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return _resize(sample, fitted(sample.image.shape[1:], self.short, self.long), targets=False)
+        return resized(sample, fitted(sample.image.shape[1:], self.short, self.long), targets=False)
 
 
 @TRANSFORMS.register_module()
@@ -48,7 +48,7 @@ class Resize:
         _check_size(self)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return _resize(sample, self.size, self.targets)
+        return resized(sample, self.size, self.targets)
 
 
 @TRANSFORMS.register_module()
@@ -66,7 +66,7 @@ class RandomResize:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         ratio = rng.uniform(*self.ratio)
         long = None if self.long is None else int(self.long * ratio)
-        return _resize(sample, fitted(_common_size(sample), int(self.short * ratio), long), targets=True)
+        return resized(sample, fitted(_common_size(sample), int(self.short * ratio), long), targets=True)
 
 
 @TRANSFORMS.register_module()
@@ -94,7 +94,7 @@ class RandomCrop:
                 break
             if _is_mixed(sample.labels[top : top + crop[0], left : left + crop[1]], self.cat_max_ratio):
                 break
-        return _crop(sample, (top, left, *crop))
+        return cropped(sample, (top, left, *crop))
 
 
 @TRANSFORMS.register_module()
@@ -294,7 +294,8 @@ def _common_size(sample: Sample) -> Size:
     return sizes.pop()
 
 
-def _resize(sample: Sample, size: Size, targets: bool) -> Sample:
+def resized(sample: Sample, size: Size, targets: bool) -> Sample:
+    """The image, and its targets if asked, at ``size``."""
     old = _common_size(sample) if targets else sample.image.shape[1:]
     y, x = size[0] / old[0], size[1] / old[1]
     sample = replace(sample, image=_image(resize_image(_pixels(sample.image), size)))
@@ -320,10 +321,11 @@ def _taken(values: Tensor, places: Tensor, none: int = 0) -> Tensor:
 
 def _cut(sample: Sample, box: Box) -> Sample:
     """The crop, which counts as the image that was read: a prediction is brought to its size, as the targets are."""
-    return replace(_crop(sample, box), original_size=box[2:])
+    return replace(cropped(sample, box), original_size=box[2:])
 
 
-def _crop(sample: Sample, box: Box) -> Sample:
+def cropped(sample: Sample, box: Box) -> Sample:
+    """What a sample has inside ``box``."""
     top, left, height, width = box
     window = (..., slice(top, top + height), slice(left, left + width))
     sample = _changed(sample, ("image", "labels", "depth", "normals"), lambda values: values[window])
