@@ -12,6 +12,7 @@ from siglip2_dense.errors import UserError, nearest
 EXAMPLES = """examples:
   python tools/data.py prepare ade20k
   python tools/data.py verify pascal --all
+  python tools/data.py verify lvis
   python tools/data.py verify folder --root my_set --ignore 11 255
   python tools/data.py verify rgbd --root my_depth --invalid 65535
   python tools/data.py show configs/probe_ade20k.py --split train --count 8
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         verb.add_argument(
             "name",
             help="ade20k, ade20k_full, pascal, pascal_context, pascal_context_459, coco_stuff, nyuv2, nyuv2_labelled, "
-            "nyuv2_geonet, navi or generated; for your own images: folder, with labels, or rgbd, with depth",
+            "nyuv2_geonet, navi, coco, lvis, objects365, objects365_v1, visual_genome or generated; for your own "
+            "images: folder, with labels, or rgbd, with depth",
         )
     showing.add_argument("name", help="a data set as above, without transforms, or a config, with its own")
     for verb in (preparing, verifying, showing):
@@ -77,6 +79,17 @@ def _show(arguments: argparse.Namespace) -> None:
     out = arguments.out or f"work_dirs/show_{Path(arguments.name).stem}_{arguments.split}.png"
     save_picture(out, grid([_panel(sample, dataset) for sample in samples], columns=min(count, 2)))
     print(f"{out}, row by row:", *(sample.path for sample in samples), sep="\n  ")
+
+
+def _onto_image(sample, dataset):
+    """(N, 4) the boxes in pixels of the image, also where a test leaves them at the size that it was read at."""
+    from siglip2_dense.data.transforms import ResizeShortSide
+
+    boxes = sample.boxes.numpy()
+    if not any(isinstance(t, ResizeShortSide) or not getattr(t, "targets", True) for t in dataset.transforms):
+        return boxes
+    (height, width), (old_height, old_width) = sample.image.shape[1:], sample.original_size
+    return boxes * ([width / old_width, height / old_height] * 2)
 
 
 def _options(arguments: argparse.Namespace) -> dict:
@@ -128,6 +141,8 @@ def _panel(sample, dataset):
 
     from siglip2_dense.data.transforms import resize_nearest
     from siglip2_dense.tasks.segmentation import Segmentation
+    from siglip2_dense.viz.boxes import boxes_panel
+    from siglip2_dense.viz.colours import palette
     from siglip2_dense.viz.panels import depth_panel, grid, normals_panel, segmentation_panel
 
     image = sample.image.permute(1, 2, 0).numpy()
@@ -140,4 +155,8 @@ def _panel(sample, dataset):
         rows.append(depth_panel(image, depth, None, getattr(dataset, "unit", "m")))
     if sample.normals is not None:
         rows.append(normals_panel(image, resize_nearest(sample.normals, image.shape[:2]).numpy(), None))
+    if sample.boxes is not None and not rows:  # pictures of pixels have no room for names
+        names = [", ".join(names) for names in sample.box_names]
+        colours = dict(zip(dict.fromkeys(names), palette(len(set(names)) + 1)[1:], strict=True))
+        rows.append(boxes_panel(image, (_onto_image(sample, dataset), names, [colours[name] for name in names])))
     return np.pad(grid(rows, columns=1), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)

@@ -7,7 +7,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from siglip2_dense.errors import UserError
-from siglip2_dense.files import digest
+from siglip2_dense.files import atomic, digest
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte
@@ -79,6 +79,21 @@ def unpack(archive: str | Path, folder: str | Path, inside: str = ".") -> None:
 def unpack_below(archive: Path, root: Path, below: str, inside: str = ".") -> None:
     """``unpack`` to the folder ``below`` of a root that is made of several archives."""
     unpack(archive, root / below, inside)
+
+
+def unpack_files(archive: Path, root: Path, files: Mapping[str, str]) -> None:
+    """Of a zip archive these files alone; files: of each, the folder below the root that it goes to.
+
+    Raises UserError for an archive that is damaged or has not all of them.
+    """
+    with _damage_is_named(archive), zipfile.ZipFile(archive) as opened:
+        if missing := [name for name in files if name not in opened.namelist()]:
+            raise UserError(f"{archive} has no file {missing[0]}: it is another archive; fetch the right one.")
+        for name, folder in files.items():
+            _require_space(archive.parent, opened.getinfo(name).file_size)
+            path = root / folder / Path(name).name
+            with opened.open(name) as stream, atomic(path) as temporary, open(temporary, "wb") as file:
+                shutil.copyfileobj(stream, file, BLOCK)
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.ade20k_full import NAMES, SOURCE, ADE20KFull, write_full
 from siglip2_dense.data.base import PixelDataset, data_root
+from siglip2_dense.data.box_recipes import BOX_RECIPES, COCO_IMAGES
 from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.conversion import (
     NAVI_NOTE,
@@ -20,11 +19,14 @@ from siglip2_dense.data.conversion import (
     write_normals,
     write_official_test,
 )
+from siglip2_dense.data.detection import CocoDetection
 from siglip2_dense.data.download import unpack, unpack_below
 from siglip2_dense.data.folder import ImageFolder
 from siglip2_dense.data.generated import GeneratedScenes
+from siglip2_dense.data.lvis import LVIS
 from siglip2_dense.data.navi import NAVI
 from siglip2_dense.data.nyuv2 import LABELLED, LISTS, NORMALS, SPLITS, NYUv2, NYUv2GeoNet, NYUv2Labelled
+from siglip2_dense.data.objects365 import Objects365, Objects365V1
 from siglip2_dense.data.pascal import PascalVOC
 from siglip2_dense.data.pascal_context import (
     ALL_LABELS,
@@ -37,7 +39,9 @@ from siglip2_dense.data.pascal_context import (
     write_context,
 )
 from siglip2_dense.data.pascal_context import LISTS as CONTEXT_LISTS
+from siglip2_dense.data.recipe import Archive, ByHand, Derived, Recipe
 from siglip2_dense.data.rgbd import RGBDFolder
+from siglip2_dense.data.visual_genome import VisualGenome
 from siglip2_dense.errors import UserError, nearest
 
 SETS: dict[str, type[PixelDataset]] = {
@@ -51,6 +55,11 @@ SETS: dict[str, type[PixelDataset]] = {
     "nyuv2_labelled": NYUv2Labelled,
     "nyuv2_geonet": NYUv2GeoNet,
     "navi": NAVI,
+    "coco": CocoDetection,
+    "lvis": LVIS,
+    "objects365": Objects365,
+    "objects365_v1": Objects365V1,
+    "visual_genome": VisualGenome,
     "folder": ImageFolder,
     "rgbd": RGBDFolder,
     "generated": GeneratedScenes,
@@ -65,48 +74,9 @@ OWN = {  # sets of the user's own: how they are laid out
         "and, for normals, DIR/intrinsics.txt (three lines: fx 0 cx, 0 fy cy, 0 0 1, in pixels)"
     ),
 }
-COCO = "http://images.cocodataset.org/zips"
 CONTEXT = "https://roozbehm.info/pascal-context/trainval.tar.gz"
 CAT_SEG = "https://raw.githubusercontent.com/cvlab-kaist/CAT-Seg/6d3a188af95165147fe2f34a8237fa7d2633e784"
 BTS = "https://raw.githubusercontent.com/cleinc/bts/5e3406b35d1497b2e55d2dd600524d1f4efacaed"
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file to fetch and what to do with it."""
-
-    url: str
-    size: int | None  # bytes, about; for the check of free space where the server does not say
-    md5: str | None  # none where nobody publishes one; a damaged archive shows when it is used
-    use: Callable[[Path, Path], None]  # of the archive and the root
-    makes: str  # below the root; there only when the archive has been used
-
-
-@dataclass(frozen=True)
-class Derived:
-    """What is made of files below the root."""
-
-    make: Callable[[Path], None]  # of the root
-    makes: str
-    needs: str = ""  # below the root, from what is fetched by hand: nothing is made before it is there
-
-
-@dataclass(frozen=True)
-class ByHand:
-    """What the user has to fetch."""
-
-    makes: str  # below the root, may be a pattern
-    how: str  # a clause that says from where and to where; {root} stands for the root
-
-
-@dataclass(frozen=True)
-class Recipe:
-    counts: dict[str, int | None]  # images of each split; none where nobody has published it
-    archives: tuple[Archive, ...] = ()
-    derived: tuple[Derived, ...] = ()
-    by_hand: tuple[ByHand, ...] = ()
-    parts: dict[str, str] = field(default_factory=dict)  # what of the root a split is in, if not in all
-    objects: int | None = None
 
 
 LABELLED_FILES = (
@@ -199,13 +169,7 @@ RECIPES = {
     ),
     "coco_stuff": Recipe(
         archives=(
-            *(
-                Archive(f"{COCO}/{folder}.zip", size, md5, partial(unpack_below, below=folder, inside=folder), folder)
-                for folder, size, md5 in (
-                    ("train2017", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
-                    ("val2017", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
-                )
-            ),
+            *COCO_IMAGES,
             Archive(
                 url="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
                 size=690_000_000,
@@ -277,6 +241,7 @@ RECIPES = {
         counts={"train": None, "test": None},
         objects=34,
     ),
+    **BOX_RECIPES,
 }
 
 

@@ -14,7 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from siglip2_dense.contracts import IGNORE, Sample
+from siglip2_dense.data.annotations import Annotations
 from siglip2_dense.data.base import IMAGE_SUFFIXES, PixelDataset
+from siglip2_dense.data.detection import BoxDataset
 from siglip2_dense.data.geometry import fitted_normals
 from siglip2_dense.data.reading import DEPTH_MODES, WORKERS
 from siglip2_dense.data.recipes import OWN, RECIPES, SETS, Recipe, find_root, folders, own_targets, require_known
@@ -52,6 +54,7 @@ class Split:
     read: list[Facts] = field(default_factory=list)  # of the images that were read in full and are well
     agreement: np.ndarray | None = None  # (3,) of stored normals with those of the depth, -1 to 1 along each axis
     classes: tuple[str, ...] = ()
+    boxes: Annotations | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -95,6 +98,8 @@ def _inspect(name: str, recipe: Recipe, settings: dict, everything: bool) -> Spl
         found.problems.append(str(error))
         return found
     found.classes = dataset.classes
+    if isinstance(dataset, BoxDataset):
+        found.boxes = dataset.known
     found.images = count = len(dataset) + len(found.problems)  # a problem so far is an image without its targets
     if expected is not None and count != expected:
         found.problems.append(f"{split}: {count:,} images instead of {expected:,}; {advice}")
@@ -155,6 +160,14 @@ def _compare_headers(dataset: PixelDataset, index: int) -> str | None:
         return None
     try:
         (height, width), _ = _header(image, upright=True)
+        if isinstance(dataset, BoxDataset):
+            if dataset.size(entry) not in ((height, width), (width, height)):  # drawn before or after it was turned
+                size = "x".join(map(str, dataset.size(entry)))
+                return (
+                    f"{image} is {height}x{width} pixels (height x width) but {size} in {dataset.annotations}; replace "
+                    "the file that is wrong."
+                )
+            return None
         for target in dataset.targets:
             path = dataset.source(entry, target)
             (other_height, other_width), mode = _header(path)
@@ -261,13 +274,20 @@ def _row(split: str, found: Split) -> list[str]:
 
 
 def _print_targets(splits: dict[str, Split]) -> None:
-    """Of each split what its depth, normals and camera are."""
+    """Of each split what its depth, normals, boxes and camera are."""
     rows = [[split, *_depth(found.read)] for split, found in splits.items() if found.read[0].depth is not None]
     if rows:
         _print_table([["depth", "% of pixels", "least", "median", "greatest, m"], *rows])
     rows = [[split, *_normals(found)] for split, found in splits.items() if found.read[0].normals is not None]
     if rows:
         _print_table([["normals", "% of pixels", *(f"{axis} as depth" for axis in AXES)], *rows])
+    rows = [[split, *_boxes(found.boxes)] for split, found in splits.items() if found.boxes is not None]
+    if rows:
+        _print_table([["boxes", "boxes", "an image", "images without", "names", "left out"], *rows])
+        for split, found in splits.items():
+            for reason, count in found.boxes.left_out.items():
+                print(f"{split}: {count:,} boxes {reason} are not learnt from")
+        print()
     cameras = {facts.camera for found in splits.values() for facts in found.read if facts.camera is not None}
     if cameras:
         ranges = [(min(values), max(values)) for values in zip(*cameras, strict=True)]
@@ -286,6 +306,14 @@ def _normals(found: Split) -> list[str]:
     if found.agreement is None:
         return [share, "-", "-", "-"]
     return [share, *("-" if np.isnan(cosine) else f"{cosine:+.2f}" for cosine in found.agreement)]
+
+
+def _boxes(known: Annotations) -> list[str]:
+    """Of all images that are listed."""
+    counts = np.diff(known.starts)
+    names, average = len(np.unique(known.labels)), len(known.labels) / max(len(counts), 1)
+    numbers = f"{len(known.labels):,}", f"{average:.1f}", f"{int((counts == 0).sum()):,}", f"{names:,}"
+    return [*numbers, f"{sum(known.left_out.values()):,}"]
 
 
 def _print_shares(splits: dict[str, Split]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boxes_made import write_coco
 from PIL import Image
 
 from siglip2_dense.cli.common import run
@@ -149,6 +150,36 @@ def test_maps_that_stay_at_their_size_are_brought_to_the_image(rgbd, tmp_path, c
     image = np.full((120, 160, 3), 90, np.uint8)
     twice = sample.depth[0].numpy().repeat(2, 0).repeat(2, 1)  # nothing is blended at the edge of the hole
     assert _is_at(drawn, depth_panel(image, twice, None), MARGIN)
+
+
+BOXES_CONFIG = """
+seed = 0
+model = dict(encoder=dict(type="FrozenEncoder", name="efficientnet-lite0"))
+train_dataloader = dict(dataset=dict(
+    type="DetectionMixture", size=400, mosaics=(1,),
+    sets=[dict(dataset=dict(type="CocoDetection", root={root!r}, split="train"), prompts=False)],
+    transforms=[dict(type="RandomFlip", p=1.0)]))
+val_dataloader = dict(dataset=dict(
+    type="CocoDetection", root={root!r}, split="train", transforms=[dict(type="ResizeShortSide", short=300)]))
+"""
+
+
+def test_boxes_are_drawn_with_their_names_where_they_are(tmp_path, capsys):
+    root = tmp_path / "boxes"
+    write_coco(root, [(1, 7, [60, 40, 100, 80])], images=1, size=(200, 300))
+    (tmp_path / "look.py").write_text(BOXES_CONFIG.format(root=str(root)))
+
+    def frame(*arguments):
+        """Where the frame of the only box is drawn: its colour is the first of the palette, dark red."""
+        drawn = _show(capsys, *arguments, "--count", 1, "--out", tmp_path / "a.png").astype(int)[MARGIN:, MARGIN:]
+        red = np.abs(drawn - [128, 0, 0]).sum(-1) == 0
+        rows, columns = np.flatnonzero(red.sum(1) > 60), np.flatnonzero(red.sum(0) > 60)
+        return rows.max(), columns.min(), columns.max()
+
+    assert np.allclose(frame("coco", "--root", root), (120, 60, 160), atol=3)
+    assert np.allclose(frame(tmp_path / "look.py", "--split", "val"), (180, 90, 240), atol=3)
+    flipped = frame(tmp_path / "look.py", "--split", "train")
+    assert np.allclose(flipped, (160, 400 - 213.3, 320), atol=3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+import json
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -6,6 +7,7 @@ from hashlib import md5
 
 import numpy as np
 import pytest
+from boxes_made import coco_content, lvis_content
 from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
@@ -14,10 +16,13 @@ from siglip2_dense.data import conversion
 from siglip2_dense.data import verify as module
 from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.coco_stuff import COCOStuff
+from siglip2_dense.data.download import unpack_files
+from siglip2_dense.data.lvis import LVIS
 from siglip2_dense.data.pascal import PascalVOC
 from siglip2_dense.data.prepare import prepare
 from siglip2_dense.data.recipes import RECIPES
 from siglip2_dense.data.verify import verify
+from siglip2_dense.data.visual_genome import VisualGenome
 from siglip2_dense.errors import UserError
 
 SIZE = (6, 8)
@@ -139,11 +144,14 @@ def test_the_published_archives():
     assert counts["nyuv2"] == {"train": 24231, "test": 654} and counts["nyuv2_labelled"] == {"train": 795, "test": 654}
     assert counts["nyuv2_geonet"] == {"trainval": 30914, "train": 29368, "val": 1546}
     assert RECIPES["navi"].objects == 34
+    assert counts["coco"] == counts["coco_stuff"] and counts["lvis"] == {"train": 100170, "val": 19809}
+    assert counts["objects365_v1"] == {"train": 608606, "val": 30000} and counts["visual_genome"] == {"train": 108077}
+    assert counts["objects365"] == {"train": 1742289, "val": 80000}
     archives = {archive for recipe in RECIPES.values() for archive in recipe.archives}
     checksums = {archive.md5[:6] for archive in archives if archive.md5}
     assert checksums == {
         "7328b3", "6cd6e1", "82b4d8", "da4599", "3c2d0c", "cec0bc", "cced6f", "442b8d", "520609", "08e3c3", "a390ad",
-        "97fc4d",
+        "97fc4d", "f4bbac",
     }  # fmt: skip
 
 
@@ -192,6 +200,100 @@ def test_coco_stuff_is_joined_from_three_archives(coco_zips, tmp_path, capsys):
     (root / "stuffthingmaps/train2017/9.png").unlink()
     assert not verify("coco_stuff", root)
     assert f"9.jpg has no labels, looked for {root}/stuffthingmaps/train2017/9.png; move" in capsys.readouterr().out
+
+
+def _zip(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content if isinstance(content, bytes) else json.dumps(content))
+    return path
+
+
+BOX = [(9, 7, [1, 1, 3, 3]), (9, 3, [0, 0, 2, 2], {"iscrowd": 1})]
+
+
+def _instances(number):
+    """COCO's annotations of one image."""
+    content = coco_content([(number, *rest) for _, *rest in BOX], images=1, size=SIZE)
+    content["images"][0] |= {"id": number, "file_name": f"{number:012d}.jpg"}
+    return content
+
+
+@pytest.fixture
+def coco_boxes(tmp_path, monkeypatch):
+    images = {split: _zip(tmp_path / f"server/{split}2017.zip", {f"{split}2017/{n:012d}.jpg": _image()})
+              for split, n in (("train", 9), ("val", 139))}  # fmt: skip
+    known = {f"annotations/instances_{split}2017.json": _instances(n) for split, n in (("train", 9), ("val", 139))}
+    known |= {"annotations/captions_val2017.json": {}}
+    annotations = _zip(tmp_path / "server/annotations.zip", known)
+    _use(monkeypatch, "coco", {"train": 1, "val": 1}, *images.values(), annotations)
+    return images
+
+
+def test_coco_and_lvis_share_their_images(coco_boxes, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "data/coco"
+    assert prepare("coco", root)
+    assert sorted(path.name for path in (root / "annotations").iterdir()) == [
+        "instances_train2017.json",
+        "instances_val2017.json",
+    ]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["train", "1", "1", "1", "0"] in lines and ["train", "1", "1.0", "0", "1", "1"] in lines
+    assert ["train:", "1", "boxes", "around", "crowds", "are", "not", "learnt", "from"] in lines
+
+    lvis = lvis_content([(1, 7, [1, 1, 3, 3])], {}, {}, 1, SIZE, folder="train2017")
+    lvis["images"][0]["coco_url"] = "http://images.cocodataset.org/train2017/000000000009.jpg"
+    files = [_zip(tmp_path / f"server/lvis_v1_{s}.json.zip", {f"lvis_v1_{s}.json": lvis}) for s in ("train", "val")]
+    _use(monkeypatch, "lvis", {"train": 1, "val": 1}, *coco_boxes.values(), *files)
+    for path in coco_boxes.values():
+        path.unlink()  # the images are there already
+    assert prepare("lvis", root) and LVIS("val", root)[0].path == f"{root}/train2017/000000000009.jpg"
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_problems_of_boxes_are_named(coco_boxes, tmp_path, everything, capsys):
+    root = tmp_path / "coco"
+    assert prepare("coco", root)
+    (root / "val2017/000000000139.jpg").unlink()
+    (root / "train2017/000000000009.jpg").write_bytes(_image((6, 9)))
+    assert not verify("coco", root, everything)
+    told = capsys.readouterr().out
+    assert f"instances_val2017.json lists {root}/val2017/000000000139.jpg, which is not there; move" in told
+    assert "000000000009.jpg is 6x9 pixels (height x width) but 6x8 in" in told
+    (root / "annotations/instances_train2017.json").write_text("{")
+    assert not verify("coco", root)
+    assert "instances_train2017.json: cut off, or not JSON" in capsys.readouterr().out
+
+
+def test_visual_genome_is_joined_from_four_archives(tmp_path, monkeypatch):
+    known = [{"image_id": i, "width": 8, "height": 6, "url": f"https://x/{folder}/{i}.jpg", "coco_id": None}
+             for i, folder in ((1, "VG_100K"), (2, "VG_100K_2"))]  # fmt: skip
+    things = [{"image_id": 1, "objects": [{"names": ["tree"], "x": 0, "y": 0, "w": 3, "h": 3}]}]
+    paths = [
+        _zip(tmp_path / "server/images.zip", {"VG_100K/1.jpg": _image()}),
+        _zip(tmp_path / "server/images2.zip", {"VG_100K_2/2.jpg": _image()}),
+        _zip(tmp_path / "server/image_data.json.zip", {"image_data.json": known}),
+        _zip(tmp_path / "server/objects.json.zip", {"objects.json": things}),
+    ]
+    _use(monkeypatch, "visual_genome", {"train": 2}, *paths)
+    assert prepare("visual_genome", tmp_path / "vg")
+    assert [len(VisualGenome("train", tmp_path / "vg")[i].boxes) for i in (0, 1)] == [1, 0]
+
+
+def test_objects365_has_to_be_fetched(tmp_path):
+    with pytest.raises(UserError, match=r"700 GB.* so that .*annotations/zhiyuan_objv2_train\.json is a file, and run"):
+        prepare("objects365", tmp_path)
+
+
+def test_an_archive_without_the_file_is_another_one(tmp_path):
+    path = _zip(tmp_path / "a.zip", {"b.json": {}})
+    with pytest.raises(UserError, match=r"a\.zip has no file c\.json: it is another archive"):
+        unpack_files(path, tmp_path, {"c.json": "."})
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="damaged, or not an archive"):
+        unpack_files(path, tmp_path, {"b.json": "."})
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_an_interrupted_conversion_is_gone_on_from(pascal_archives, tmp_path, monkeypatch):
