@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from siglip2_dense.errors import UserError, nearest
+from siglip2_dense.label_sets import canonical
 
 SETS = {
     "single": "CLIP's own default, 'a photo of a {}.'",
@@ -55,19 +56,24 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("-", " ").replace("_", " ").split())
 
 
-def fill(class_names: Sequence[str], templates: Sequence[str], clean: bool = True) -> list[str]:
+def fill(class_names: Sequence[str], templates: Sequence[str], clean: bool | str = True) -> list[str]:
     """K P sentences, all of the first name first.
 
-    clean: write names as ``clean_name`` does; else as they are.
-    Raises UserError where there are no names, or one is empty.
+    clean: write names as ``clean_name`` does; false, as they are; "canonical", the whole sentences as ``canonical``
+    does. Raises UserError where there are no names, or one is empty.
     """
     if isinstance(class_names, str):
         raise UserError(f"class_names={class_names!r}: give a list of names.")
     if not len(class_names):
         raise UserError("class_names: the list is empty; give at least one name.")
-    cleaned = [clean_name(name) if isinstance(name, str) else "" for name in class_names]
+    written = canonical if clean == "canonical" else clean_name
+    cleaned = [written(name) if isinstance(name, str) else "" for name in class_names]
     if "" in cleaned:
         place = cleaned.index("")
-        raise UserError(f"class_names: entry {place} is {class_names[place]!r}, which names nothing; take it out.")
-    names = cleaned if clean else class_names
-    return [template.replace("{}", name) for name in names for template in templates]
+        letters = ", written in a to z and 0 to 9" if clean == "canonical" else ""
+        raise UserError(
+            f"class_names: entry {place} is {class_names[place]!r}, which names nothing{letters}; take it out."
+        )
+    names = cleaned if clean is True else class_names
+    sentences = [template.replace("{}", name) for name in names for template in templates]
+    return [canonical(sentence) for sentence in sentences] if clean == "canonical" else sentences

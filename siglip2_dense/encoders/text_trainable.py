@@ -25,14 +25,16 @@ TABLE = r"positional_embedding|.*position_embedding\.weight"
 def choose(tower: nn.Module, encoder: str, trainable: Trainable) -> dict[str, nn.Parameter]:
     """The parameters of the tower that ``trainable`` names; they are made to need a gradient.
 
-    trainable: "none", or a list out of "q", "k", "v", "proj", "fc1", "fc2" (weights of every block, not their biases)
-    and "positions", the position table. Fused projections are split for it.
+    trainable: "none", "all", or a list out of "q", "k", "v", "proj", "fc1", "fc2" (weights of every block, not their
+    biases) and "positions", the position table. Fused projections are split for it.
     Raises UserError for anything else, and for what the tower does not have.
     """
     if trainable == "none":
         return {}
+    if trainable == "all":
+        return {name: parameter.requires_grad_() for name, parameter in tower.named_parameters()}
     if not isinstance(trainable, (list, tuple)) or not trainable or not all(name in PARTS for name in trainable):
-        raise UserError(f"text: trainable={trainable!r}; give 'none', or a list out of {', '.join(PARTS)}.")
+        raise UserError(f"text: trainable={trainable!r}; give 'none', 'all', or a list out of {', '.join(PARTS)}.")
     if set(trainable) & set("qkv"):
         for module in tower.modules():
             if isinstance(module, nn.MultiheadAttention):

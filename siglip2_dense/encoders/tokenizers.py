@@ -98,10 +98,19 @@ class TextTokenizer:
     def known(self) -> dict:
         return dict(fingerprint=self.fingerprint)
 
+    @property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        style = STYLES[self.rules.style]
+        return [style.start.id] if style.start else [], [style.end.id] if style.end else []
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, with its start and end, before any are cut."""
+        clean, more = STYLES[self.rules.style].clean, sum(map(len, self._ends))
+        return [len(pieces) + more for pieces in self.pieces([clean(text) for text in texts])]
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         style, context = STYLES[self.rules.style], self.rules.context
-        start = [style.start.id] if style.start else []
-        end = [style.end.id] if style.end else []
+        start, end = self._ends
         ids = torch.full((len(texts), context), style.pad.id, dtype=torch.int64)
         for row, pieces in zip(ids, self.pieces([style.clean(text) for text in texts]), strict=True):
             kept = [*start, *pieces][: context - len(end)] + end  # the end stays, however long the text

@@ -342,7 +342,7 @@ def test_features_can_be_given_and_their_windows_predicted(model):
         (dict(text=TRAINS), "text: trainable=.*say how the text trains"),
         (dict(encoder_optim=dict(lr_mult=0.1)), "nothing of the encoder trains"),
         (dict(clip_norm=0), "clip_norm=0"),
-        (dict(text=dict(trainable="all"), encoder_optim={}), "text: trainable='all'"),
+        (dict(text=dict(trainable="some"), encoder_optim={}), "text: trainable='some'"),
         (dict(head=dict(prompts=2)), "1 prompts, the head was built for 2"),
         (dict(text=dict(name="clip-large-14-224")), "was not trained with"),
     ],
