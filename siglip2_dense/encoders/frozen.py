@@ -14,6 +14,7 @@ from siglip2_dense.contracts import Alignment, Features, Geometry, Size, Tap
 from siglip2_dense.encoders import naflex
 from siglip2_dense.encoders.aligned import aligned_map, blocks_of
 from siglip2_dense.encoders.catalogue import find
+from siglip2_dense.encoders.drop_path import drop_paths
 from siglip2_dense.encoders.facts import facts_of, final_norm, is_naflex, is_vit, table_prefix
 from siglip2_dense.encoders.trainable import Trainable, Trained, choose, layers, normalised
 from siglip2_dense.encoders.weights import build_tower
@@ -44,7 +45,8 @@ class FrozenEncoder(nn.Module):
         compile: run the tower through ``torch.compile``, which takes long for each size of image: see
             docs/performance.md. It needs a C++ compiler.
         trainable: "none", "all", a number of last blocks, or names of projections such as ``["q", "v"]``; see
-            ``encoders/trainable.py``. Whatever trains, the encoder stays in eval mode.
+            ``encoders/trainable.py``. Whatever trains, the encoder stays in eval mode, but for its drop paths.
+        drop_path: of a tower that trains, see ``encoders/drop_path.py``.
         checkpointing: compute blocks again in the backward pass instead of keeping what they did.
         sequence_length: of NaFlex encoders, the most patches of an image; 256 by default.
         position_kernel: "bicubic" resamples the position table without antialiasing, which is another kernel where the
@@ -63,6 +65,7 @@ class FrozenEncoder(nn.Module):
         compile: bool = False,
         trainable: Trainable = "none",
         checkpointing: bool = False,
+        drop_path: float = 0.0,
         sequence_length: int | None = None,
         position_kernel: str | None = None,
         model_args: dict | None = None,
@@ -108,6 +111,9 @@ class FrozenEncoder(nn.Module):
             raise UserError("trainable: gradients of fp16 would need scaling; give precision='bf16' or 'fp32'.")
         if checkpointing and chosen:
             tower.set_grad_checkpointing(True)
+        if drop_path and not chosen:
+            raise UserError(f"drop_path={drop_path}, but nothing of {name} trains; leave it out.")
+        self._paths = drop_paths(tower, drop_path, name) if drop_path else []
         self.trainable = normalised(trainable)
         self.trained = Trained(chosen) if chosen else None
         self._set_layout()
@@ -162,7 +168,9 @@ class FrozenEncoder(nn.Module):
         return [self.facts.widths[tap.block] + extra for tap in self.taps]
 
     def train(self, mode: bool = True):
-        """Stay in eval mode: a frozen encoder has no dropout and no moving statistics."""
+        """Stay in eval mode: a frozen encoder has no dropout and no moving statistics. Only drop paths follow."""
+        for path in self._paths:
+            path.train(mode)
         return super().train(False)
 
     def _apply(self, fn, recurse=True):

@@ -12,11 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from siglip2_dense.encoders import text_cache
 from siglip2_dense.encoders.catalogue import find
+from siglip2_dense.encoders.drop_path import drop_paths
 from siglip2_dense.encoders.prompts import NAME_CLEANING, fill, templates_of
 from siglip2_dense.encoders.text_towers import Built, build, origin_of_tower, plan_of
 from siglip2_dense.encoders.text_trainable import choose, depths
 from siglip2_dense.encoders.tokenizers import TextTokenizer, load_tokenizer, origin_of_tokenizer
 from siglip2_dense.encoders.trainable import Trainable, Trained, normalised
+from siglip2_dense.errors import UserError
 from siglip2_dense.registry import MODELS
 
 BATCH = 256  # texts in a pass
@@ -33,9 +35,9 @@ class TextEncoder(nn.Module):
     itself, ``embed`` the way of class names through it with their gradient; of a tower that was changed, or of which
     parts train, nothing is remembered.
 
-    Like the image tower it is never in train mode, has no gradient unless parameters of ``tower`` are given one, and
-    is held outside the module tree. Where ``trainable`` says that parts of it train, those parameters, and only those,
-    are in the tree, as ``trained``.
+    Like the image tower it is never in train mode but for its drop paths, has no gradient unless parameters of
+    ``tower`` are given one, and is held outside the module tree. Where ``trainable`` says that parts of it train,
+    those parameters, and only those, are in the tree, as ``trained``.
 
     Args:
         name: short name of an encoder that was trained with texts.
@@ -43,7 +45,8 @@ class TextEncoder(nn.Module):
             open_clip, transformers or big_vision write it.
         tokenizer: "hub", or a ``tokenizer.json`` or its folder. CLIP's comes with open_clip.
         cache: remember embeddings under ``$XDG_CACHE_HOME/siglip2_dense/text``.
-        trainable: "none", or names of projections such as ``["q", "v"]``; see ``encoders/text_trainable.py``.
+        trainable: "none", "all", or names of projections such as ``["q", "v"]``; see ``encoders/text_trainable.py``.
+        drop_path: of a tower that trains, see ``encoders/drop_path.py``.
         checkpointing: in ``embed``, compute a few texts at a time again in the backward pass instead of keeping what
             the blocks did.
         model_args: other settings of the tower, in open_clip's names, such as ``dict(width=64, layers=2)``.
@@ -57,6 +60,7 @@ class TextEncoder(nn.Module):
         cache: bool = True,
         trainable: Trainable = "none",
         checkpointing: bool = False,
+        drop_path: float = 0.0,
         model_args: dict | None = None,
     ):
         super().__init__()
@@ -68,6 +72,9 @@ class TextEncoder(nn.Module):
         self.trainable, self.checkpointing = normalised(trainable), checkpointing
         chosen = {} if trainable == "none" else choose(self.tower, name, trainable)
         self.trained = Trained(chosen) if chosen else None
+        if drop_path and not chosen:
+            raise UserError(f"text: drop_path={drop_path}, but nothing of the text tower trains; leave it out.")
+        self._paths = drop_paths(self.tower, drop_path, name) if drop_path else []
 
     @cached_property  # in __dict__: torch would register modules that are attributes
     def _built(self) -> Built:
@@ -131,7 +138,9 @@ class TextEncoder(nn.Module):
         return {**about, "names": NAME_CLEANING}
 
     def train(self, mode: bool = True):
-        """Stay in eval mode."""
+        """Stay in eval mode; only drop paths follow."""
+        for path in self._paths:
+            path.train(mode)
         return super().train(False)
 
     def _apply(self, fn, recurse=True):
@@ -142,6 +151,20 @@ class TextEncoder(nn.Module):
             self._version = -1 if changed else _version(self.tower)
         return self
 
+    def too_long(
+        self, class_names: Sequence[str], templates: str | Sequence[str] = "single", clean: bool | str = True
+    ) -> list[str]:
+        """The sentences that would be cut to fit the tower's context, which keeps the token that ends a text; the
+        arguments are those of ``encode``.
+        """
+        texts = dict.fromkeys(fill(class_names, templates_of(templates), clean))
+        most = self.plan.rules.context
+        # a token has a byte at least, beside start, end and a first blank: short texts need no tokenizer
+        long = [text for text in texts if len(text.encode()) + 3 > most]
+        if not long:
+            return []
+        return [text for text, count in zip(long, self._tokenizer.counts(long), strict=True) if count > most]
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> ids (N, context) int64, on the encoder's device."""
         return self._tokenizer(texts).to(self._place.device)
@@ -151,7 +174,7 @@ class TextEncoder(nn.Module):
         return self.tower(ids)
 
     def embed(
-        self, class_names: Sequence[str], templates: str | Sequence[str] = "single", clean: bool = True
+        self, class_names: Sequence[str], templates: str | Sequence[str] = "single", clean: bool | str = True
     ) -> Tensor:
         """Unit vectors (K, P, D) float32 of class names in each template, through the tower as it is now, with their
         gradient; the arguments are those of ``encode``.
@@ -172,7 +195,7 @@ class TextEncoder(nn.Module):
         class_names: Sequence[str],
         templates: str | Sequence[str] = "single",
         average: bool = True,
-        clean: bool = True,
+        clean: bool | str = True,
     ) -> Tensor:
         """Unit vectors (K, D) float32 of class names.
 
