@@ -2,69 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
-import torch
-from mmengine.device import get_device
-from torch import Tensor, nn
+from torch import Tensor
 
-from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Size
+from siglip2_dense.contracts import Features, Geometry, Size
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import DenseProbe
+from siglip2_dense.models.texts import TextProbe
 from siglip2_dense.models.windows import checked_inference, pair
-from siglip2_dense.models.zeroshot import text_settings
-from siglip2_dense.registry import MODELS, TASKS, build
+from siglip2_dense.registry import MODELS
 from siglip2_dense.resample import resize_pixels
 
 REFERENCE = 256  # classes of an image that the published code scores
-NOT_OF_RECORDS = ("trainable", "checkpointing")  # of a text encoder's settings: a protocol says them
 
 
 @MODELS.register_module()
-class CATSeg(DenseProbe):
+class CATSeg(TextProbe):
     """A probe of ``CATSegHead`` heads with tasks ``OpenVocabulary``: whatever classes the task has are scored, those of
     training or others (``set_vocabulary``).
 
-    The texts of the classes are computed once where the text tower stays as it is, at every step where parts of it
-    train, and then once for each evaluation.
-
     Args:
-        heads, encoder, facts, canvas, precision, encoder_optim, clip_norm: as in DenseProbe. ``encoder_optim`` is for
-            both towers, and a text tower that trains runs at ``precision`` too.
+        heads, encoder, text: as in ``TextProbe``, and so is whatever else is given. ``encoder_optim`` is for both
+            towers, and a text tower that trains runs at ``precision`` too.
         inference: as in DenseProbe, and with it ``size=(height, width)``: the image is first brought to that, whatever
             its shape; ``overview=True`` beside windows: also the whole image, in one window's pixels, counts, as much
             as all windows together; ``classes="reference"``: of more than 256 only the nearest 256 of a view are
             scored, as in the published code, where by default ("exact") all are.
-        text: config of the text encoder. What it does not say is the encoder's own, see ``ZeroShot``; with
-            ``trainable=["q", "v"]`` these parts of it train.
-
-    Attributes:
-        texts: as in ``ZeroShot``.
     """
 
-    def __init__(
-        self,
-        heads: dict[str, dict],
-        encoder: dict | nn.Module | None = None,
-        facts: EncoderFacts | None = None,
-        inference: dict | None = None,
-        canvas: Size | None = None,
-        precision: str = "fp32",
-        encoder_optim: dict | None = None,
-        clip_norm: float | None = None,
-        text: dict | None = None,
-    ):
-        settings = text_settings(encoder, text or {})
-        trains = settings.get("trainable", "none") != "none"
-        with torch.random.fork_rng(devices=[]):  # towers are drawn before they are loaded
-            text_encoder = build(MODELS, settings)
-        super().__init__(
-            heads, encoder, facts, inference, canvas, precision, encoder_optim, clip_norm,
-            text=text_encoder if trains else None,
-        )  # fmt: skip
-        self._tasks = {name: dict(parts["task"]) for name, parts in heads.items()}
+    def check_heads(self) -> None:
         for name, head in self.heads.items():
             if not hasattr(head, "most") or not hasattr(self.tasks[name], "templates"):
                 raise UserError(f"heads.{name}: CATSeg has heads CATSegHead with the task OpenVocabulary; give those.")
@@ -73,39 +41,6 @@ class CATSeg(DenseProbe):
         if len(grids) > 1:
             raise UserError(f"heads: images are brought to one grid for all heads, not to {grids}.")
         (self.grid,) = grids
-        if text_encoder.width != self.facts.aligned_width:
-            raise UserError(
-                f"the texts of {settings.get('name')} have {text_encoder.width} dimensions, the maps of "
-                f"{self.facts.name} {self.facts.aligned_width}; take the text encoder it was trained with."
-            )
-        self._settings = settings
-        known = dict(fingerprint=text_encoder.fingerprint, tokenization=text_encoder.tokenization)
-        self.texts = {**{key: value for key, value in settings.items() if key not in NOT_OF_RECORDS}, **known}
-        self._embedded: dict[str, tuple] = {}  # of each head, what is asked for, and the vectors of that
-        if not trains:
-            self._embedded = self._embed(text_encoder, self.tasks)
-
-    def set_vocabulary(
-        self,
-        classes: str | Sequence[str],
-        queries: Mapping[str, Sequence[str]] | None = None,
-        background_threshold: float | None = None,
-    ) -> None:
-        """Ask for these classes from now on; see ``OpenVocabulary``. Raises UserError for names that are none."""
-        vocabulary = dict(classes=classes, queries=queries, background_threshold=background_threshold)
-        tasks = {name: build(TASKS, {**settings, **vocabulary}) for name, settings in self._tasks.items()}
-        self._embedded = self._embed(self.text or build(MODELS, self._settings), tasks)
-        self.tasks.update(tasks)
-
-    def train(self, mode: bool = True):
-        if getattr(self, "text", None) is not None and (mode or self.training):  # else nothing has moved
-            self._embedded.clear()
-        return super().train(mode)
-
-    def load_trained(self, state: dict[str, Tensor]) -> None:
-        super().load_trained(state)
-        if self.text is not None:
-            self._embedded.clear()
 
     def features(self, images: Sequence[Tensor] | Features, canvas: Size | None = None) -> Features:
         """As in DenseProbe; with a grid each canvas is brought to it as a whole."""
@@ -143,22 +78,6 @@ class CATSeg(DenseProbe):
             for head in self.heads.values():
                 head.text = None  # and with it the graph of a text tower that trains
 
-    def _texts_of(self, name: str) -> Tensor:
-        """(Q, P, E) of a head's queries."""
-        if self.text is not None and self.training:
-            return _texts(self.tasks[name], self.text.embed)
-        if name not in self._embedded or self._embedded[name][0] != _asked(self.tasks[name]):
-            self._embedded |= self._embed(self.text or build(MODELS, self._settings), {name: self.tasks[name]})
-        return self._embedded[name][1]
-
-    @staticmethod
-    def _embed(text_encoder: nn.Module, tasks: Mapping) -> dict[str, tuple]:
-        """What these tasks ask for, and the vectors of that, by the names of their heads."""
-        text_encoder = text_encoder.to(get_device())
-        encode = partial(text_encoder.encode, average=False)
-        with torch.autocast(get_device(), enabled=False):
-            return {name: (_asked(task), _texts(task, encode)) for name, task in tasks.items()}
-
     @staticmethod
     def checked_inference(inference: dict) -> dict:
         own = {key: inference[key] for key in ("size", "overview", "classes") if key in inference}
@@ -182,13 +101,3 @@ class CATSeg(DenseProbe):
             whole = resize_pixels(image.float(), crop, antialias=False)
             found.append((whole, Geometry(crop, (0, 0, *crop), crop, resized, original, (0, 0, *resized))))
         return found
-
-
-def _texts(task, encode: Callable[..., Tensor]) -> Tensor:
-    """(K, P, E) unit vectors of a task's queries."""
-    return task.texts(lambda names: encode(names, task.templates, clean=task.clean_names))
-
-
-def _asked(task) -> tuple:
-    """All that its texts depend on."""
-    return task.members, str(task.templates), task.clean_names
