@@ -41,7 +41,7 @@ def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_nor
         "heads": of_protocol(heads),
         "canvas": model.get("canvas"),
         "precision": model.get("precision", "fp32"),
-        **({"clip_norm": model["clip_norm"]} if model.get("clip_norm") else {}),
+        **{key: model[key] for key in ("clip_norm", "example_clip") if model.get(key)},
         "inference": model.get("inference", {"mode": "whole"}),
         "optimisation": {
             "iterations": config["train_cfg"]["max_iters"],
@@ -74,11 +74,16 @@ def scored_otherwise(content, described: dict) -> dict:
 
 
 def _encoder_mode(model: dict) -> dict | str:
-    trains = {name: (model.get(name) or {}).get("trainable", "none") for name in ("encoder", "text")}
+    towers = {name: model.get(name) or {} for name in ("encoder", "text")}
+    trains = {name: tower.get("trainable", "none") for name, tower in towers.items()}
     if all(parts == "none" for parts in trains.values()):
         return "frozen, eval"
     text = {} if trains["text"] == "none" else {"text_trains": trains["text"]}
-    return {"trains": trains["encoder"], **text, "optim": model.get("encoder_optim"), "mode": "eval"}
+    if model.get("text_optim"):
+        text["text_optim"] = model["text_optim"]
+    paths = {name: tower["drop_path"] for name, tower in towers.items() if tower.get("drop_path")}
+    mode = {"mode": "eval, but for its drop paths", "drop_path": paths} if paths else {"mode": "eval"}
+    return {"trains": trains["encoder"], **text, "optim": model.get("encoder_optim"), **mode}
 
 
 def of_protocol(heads: dict) -> dict:

@@ -11,9 +11,34 @@ import subprocess
 
 import torch
 import torch.distributed as dist
+from mmengine.registry import MODEL_WRAPPERS
+from torch import nn
 
 from siglip2_dense.engine.memory import keep_freed_memory
 from siglip2_dense.errors import UserError
+
+
+@MODEL_WRAPPERS.register_module()
+class OwnSteps(nn.Module):
+    """Around a model that averages its gradients over the ranks itself, where mmengine wants a wrapper."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def train_step(self, data: dict, optim_wrapper) -> dict:
+        return self.module.train_step(data, optim_wrapper)
+
+
+def wrapper_of(probe: nn.Module) -> dict:
+    """Config of what several ranks train a probe in: DDP, unless gradients are clipped before they are averaged.
+
+    mmengine's default takes the GPU of the launcher's local rank, whether there is one or not.
+    """
+    if probe.example_clip is not None:
+        return dict(type="OwnSteps")
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+    return dict(type="MMDistributedDataParallel", device_ids=devices, broadcast_buffers=False)
 
 
 def start(launcher: str) -> None:

@@ -73,7 +73,7 @@ def _rows(probe, image: Tensor) -> list[Size]:
 
 
 def _check_sizes(probe, sizes: Sequence[Size]) -> None:
-    if probe.canvas is None and probe.facts.sequence_length is None and len(set(sizes)) > 1:
+    if probe.placement is None and probe.facts.sequence_length is None and len(set(sizes)) > 1:
         raise UserError(several_sizes(sorted(set(sizes))))
 
 

@@ -212,7 +212,7 @@ def open_probe(config: Config, content, path: str | None):
     if not hasattr(check_arguments(MODELS, model), "set_vocabulary"):
         raise UserError(
             f"{model['type']} cannot be asked for other classes than its own; take a model of names, "
-            "ZeroShot or CATSeg."
+            "ZeroShot, CATSeg or OWLViT."
         )
     # the texts of the config's own would be computed in vain
     nothing = dict(classes=["thing"], queries=None, background_threshold=None)

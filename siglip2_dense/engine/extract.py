@@ -125,7 +125,7 @@ def key_of(config: Config, probe, data, loading: dict, windows: bool) -> dict:
         dtype=settings(config)["dtype"],
         data={**records.describe_data(data), "settings": built},
         seed=config.seed if draws else None,
-        canvas=None if windows else probe.canvas,
+        canvas=None if windows else probe.placement,
         windows=probe.inference if windows else None,
     )
 

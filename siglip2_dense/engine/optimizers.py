@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from mmengine.dist import all_reduce_params
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
@@ -35,6 +36,37 @@ class JointOptimWrapper(OptimWrapperDict):
         for wrapper in self.values():
             wrapper.step()
 
+    def step_by_examples(self, model: nn.Module, data: dict, most: float) -> dict[str, torch.Tensor]:
+        """A step whose gradient is the mean of those of single images, each scaled so that its norm over all that
+        trains is ``most`` at most. Returns the losses, averaged over the images.
+
+        One image is in memory at a time, and beside its gradient the sum of those before. Source: differentially
+        private training (Abadi et al. 2016) without its noise, as scenic's OWL-ViT has it. Ranks have as many images
+        each. ``model`` is the module itself: where DDP would average before a norm can be taken, this does it after.
+        """
+        data = model.data_preprocessor(data, True)
+        parameters = [p for wrapper in self.values() for p in _parameters(wrapper.optimizer)]
+        total = [torch.zeros_like(p) for p in parameters]
+        count, logged = len(data["data_samples"]), []
+        for number in range(count):
+            one = slice(number, number + 1)
+            self.zero_grad()
+            losses = model(data["inputs"][one], data["data_samples"][one], mode="loss")
+            loss, values = model.parse_losses(losses)
+            loss.backward()
+            logged.append({key: value.detach() for key, value in values.items()})
+            seen = [(own, p.grad) for own, p in zip(total, parameters, strict=True) if p.grad is not None]
+            sums, gradients = map(list, zip(*seen, strict=True))
+            scale = (most / nn.utils.get_total_norm(gradients)).clamp(max=1) / count  # without gradient inf, and then 1
+            torch._foreach_mul_(gradients, scale)
+            torch._foreach_add_(sums, gradients)
+        all_reduce_params(total, op="mean")
+        for own, p in zip(total, parameters, strict=True):
+            p.grad = own
+        for wrapper in self.values():
+            wrapper.step()
+        return {key: torch.stack([values[key] for values in logged]).mean() for key in logged[0]}
+
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         yield
@@ -52,10 +84,13 @@ def optimizers_of(probe) -> dict[str, OptimWrapper]:
     wrapper = OptimWrapper if len(probe.heads) == 1 else SilentOptimWrapper
     found = {name: _optimizer(probe.optim[name], head, wrapper=wrapper) for name, head in probe.heads.items()}
     for name, tower in probe.towers.items():
-        settings = {**next(iter(probe.optim.values())), **probe.encoder_optim}
+        settings = {**next(iter(probe.optim.values())), **probe.optim_of(name)}
         multiplier, decay = settings.pop("lr_mult", 1.0), settings.pop("layer_decay", 1.0)
         if "lr" not in settings:
-            raise UserError("encoder_optim: no learning rate is given; give lr, here or in the first head's optim.")
+            raise UserError(
+                f"{'text_optim' if probe.optim_of(name) is probe.text_optim else 'encoder_optim'}: no learning rate is "
+                "given; give lr, here or in the first head's optim."
+            )
         settings["lr"] *= multiplier
         found[name] = _optimizer(settings, tower.tower, tower.rate_groups(settings["lr"], decay))
     return found

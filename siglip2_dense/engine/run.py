@@ -34,7 +34,7 @@ class Run:
         set_random_seed(self.seed)
         self.train_data = build(DATASETS, config.train_dataloader.dataset, seed=self.seed)
         self.val_data = build(DATASETS, config.val_dataloader.dataset, seed=self.seed)
-        self.probe = build_probe(config, self.train_data)
+        self.probe = build_probe(config, self.train_data, self.val_data)
         check_targets(self.probe, self.val_data)
         self.val_loader = loader_of(config.val_dataloader, self.val_data, self.probe)
         on_gpus = torch.cuda.is_available() and get_world_size() > 1
@@ -103,21 +103,25 @@ class Run:
         records.write(self.work_dir / RESULTS, record)
 
 
-def build_probe(config: Config, data) -> nn.Module:
+def build_probe(config: Config, data, scored=None) -> nn.Module:
     """The model of a config; a task that names no classes gets the data set's, a head without a seed the config's.
 
-    Raises UserError when its classes are others, or the data have not what a head learns.
+    scored: data of an evaluation, where they are others: a detector is asked for their classes, whatever the names are
+    that it learns. Raises UserError when a task's classes are others, or the data have not what a head learns.
     """
-    model, classes = config.model.to_dict(), data.classes
+    model = config.model.to_dict()
+    known = {"Detection": (scored or data).classes}
     for parts in model.get("heads", {}).values():
         task = parts.get("task", {})
-        if classes and task.get("type") in ("Segmentation", "OpenVocabulary"):
+        classes = known.get(task.get("type"), data.classes)
+        if classes and task.get("type") in ("Segmentation", "OpenVocabulary", "Detection"):
             task.setdefault("classes", list(classes))
         if parts.get("seed") is None:
             parts["seed"] = config.seed
     probe = build(MODELS, model)
     check_targets(probe, data)
     for name, task in probe.tasks.items():
+        classes = known.get(type(task).__name__, data.classes)
         own = getattr(task, "classes", classes)
         if classes and tuple(own) != tuple(classes):
             raise UserError(

@@ -14,6 +14,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from siglip2_dense.data.loading import stop_workers
+from siglip2_dense.engine.distributed import wrapper_of
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
 from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of, schedules_of
 from siglip2_dense.engine.pictures import Pictures
@@ -190,7 +191,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         visualizer=dict(type="Visualizer", vis_backends=list(config.get("vis_backends", []))),
         randomness=dict(seed=run.seed),
         experiment_name=f"{run.work_dir.name}_{time.time_ns()}",
-        cfg=_with_wrapper(shown or config),
+        cfg=_with_wrapper(shown or config, run.probe),
     )
     try:
         runner.train()
@@ -220,10 +221,8 @@ def prepare(work_dir: Path, resume: bool) -> None:
             leftover.unlink()
 
 
-def _with_wrapper(config: Config) -> Config:
-    """mmengine's default wrapper takes the GPU of the launcher's local rank, whether there is one or not."""
+def _with_wrapper(config: Config, probe) -> Config:
     config = config.copy()
     if dist.is_initialized():
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-        config.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=devices, broadcast_buffers=False)
+        config.model_wrapper_cfg = wrapper_of(probe)
     return config

@@ -53,7 +53,10 @@ class DenseProbe(BaseModel):
             optimizer with so much of its learning rate; ``layer_decay`` makes that smaller by a factor per block, and
             any setting of an optimizer, ``clip_norm`` included, stands for the head's.
         clip_norm: bounds the norm of the gradient of all that trains together, beside what each optimizer clips.
-        text: for models of class names, a text encoder of which parts train along, by ``encoder_optim`` too.
+        example_clip: bounds that norm for each image by itself, before the gradients of a step's images are averaged;
+            they then go through one by one. It stands alone: no other clip follows.
+        text: for models of class names, a text encoder of which parts train along.
+        text_optim: how that trains, as ``encoder_optim``, which it has where this is not given.
 
     Attributes:
         step: of the training under way, for losses that begin otherwise than they go on; the engine sets it.
@@ -78,6 +81,8 @@ class DenseProbe(BaseModel):
         encoder_optim: dict | None = None,
         clip_norm: float | None = None,
         text: nn.Module | None = None,
+        text_optim: dict | None = None,
+        example_clip: float | None = None,
     ):
         super().__init__(data_preprocessor=ToDevice())
         if precision not in ("fp32", "bf16"):
@@ -123,12 +128,18 @@ class DenseProbe(BaseModel):
         if self.trains_encoder:
             self.encoder.keep_reached(self.taps, self.pooled, self.aligned)
         self.text = text
-        self.encoder_optim, self.clip_norm = encoder_optim, clip_norm
+        self.encoder_optim, self.text_optim = encoder_optim, text_optim
+        self.clip_norm, self.example_clip = clip_norm, example_clip
         self._check_optim()
 
     @property
     def trains_encoder(self) -> bool:
         return self.encoder is not None and self.encoder.trains
+
+    @property
+    def placement(self) -> Size | dict | None:
+        """How images of a training batch come to one size: on this canvas, or as a model has it; none = they do not."""
+        return self.canvas
 
     @property
     def towers(self) -> dict[str, nn.Module]:
@@ -163,22 +174,54 @@ class DenseProbe(BaseModel):
             raise UserError(f"heads: the maps in the text space are made in one way for all heads, not in {wanted}.")
         return next(iter(wanted), None)
 
+    def optim_of(self, tower: str) -> dict | None:
+        """How a tower trains: its optimizer's settings where they are others than the first head's."""
+        return self.text_optim if tower == TEXT and self.text_optim is not None else self.encoder_optim
+
     def _check_optim(self) -> None:
-        settings, clip = self.encoder_optim, self.clip_norm
-        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or clip <= 0):
-            raise UserError(f"model.clip_norm={clip!r}: give a number above 0.")
-        if settings is None and self.towers:
-            name, tower = next(iter(self.towers.items()))
-            raise UserError(
-                f"{name}: trainable={tower.trainable!r}: say how the {name} trains, "
-                "model.encoder_optim=dict(lr_mult=0.1)."
-            )
-        if settings is not None and not self.towers:
+        for key in ("clip_norm", "example_clip"):
+            clip = getattr(self, key)
+            if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or clip <= 0):
+                raise UserError(f"model.{key}={clip!r}: give a number above 0.")
+        for name, tower in self.towers.items():
+            if self.optim_of(name) is None:
+                raise UserError(
+                    f"{name}: trainable={tower.trainable!r}: say how the {name} trains, "
+                    "model.encoder_optim=dict(lr_mult=0.1)."
+                )
+        used = [self.optim_of(name) for name in self.towers]
+        if self.encoder_optim is not None and not any(one is self.encoder_optim for one in used):
             raise UserError("encoder_optim is given, but nothing of the encoder trains; set model.encoder.trainable.")
-        for key, most in (("lr_mult", float("inf")), ("layer_decay", 1)) if settings else ():
-            value = settings.get(key, 1.0)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-                raise UserError(f"encoder_optim: {key}={value!r}; give a number above 0{', at most 1' * (most == 1)}.")
+        if self.text_optim is not None and TEXT not in self.towers:
+            raise UserError("text_optim is given, but nothing of the text encoder trains; set model.text.trainable.")
+        for where, settings in (("encoder_optim", self.encoder_optim), ("text_optim", self.text_optim)):
+            for key, most in (("lr_mult", float("inf")), ("layer_decay", 1)) if settings else ():
+                value = settings.get(key, 1.0)
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+                    raise UserError(f"{where}: {key}={value!r}; give a number above 0{', at most 1' * (most == 1)}.")
+        if self.example_clip is not None:
+            self._check_example_clip()
+
+    def _check_example_clip(self) -> None:
+        """Raise UserError for what would clip again, and for norms that one image at a time would change."""
+        clipping = {"model.clip_norm": self.clip_norm}
+        clipping |= {f"heads.{name}.optim.clip_norm": one.get("clip_norm") for name, one in self.optim.items()}
+        for where, settings in (("encoder_optim", self.encoder_optim), ("text_optim", self.text_optim)):
+            clipping[f"model.{where}.clip_norm"] = (settings or {}).get("clip_norm")
+        if given := [where for where, value in clipping.items() if value is not None]:
+            raise UserError(f"example_clip={self.example_clip}: leave out {given[0]}, which would clip a second time.")
+        for name, head in self.heads.items():
+            if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in head.modules()):
+                raise UserError(
+                    f"example_clip: heads.{name} has a batch norm, which one image at a time would change; give the "
+                    "head batch_norm=False, or clip_norm instead."
+                )
+
+    def train_step(self, data: dict, optim_wrapper) -> dict[str, Tensor]:
+        """As mmengine's; with ``example_clip`` the optimizers take the images one by one."""
+        if self.example_clip is None:
+            return super().train_step(data, optim_wrapper)
+        return optim_wrapper.step_by_examples(self, data, self.example_clip)
 
     def features(self, images: Sequence[Tensor] | Features, canvas: Size | None = None) -> Features:
         """Features for the union of the heads' taps, in one pass."""
@@ -270,7 +313,7 @@ class DenseProbe(BaseModel):
         for number, image in enumerate(images):
             original = samples[number].original_size if samples else tuple(image.shape[-2:])
             for pixels, place in self.views(image, original):
-                by_size[tuple(pixels.shape[-2:])].append((number, pixels, place))
+                by_size[self.alike(tuple(pixels.shape[-2:]))].append((number, pixels, place))
         for group in by_size.values():
             for start in range(0, len(group), WINDOWS_PER_PASS):
                 numbers, cuts, places = zip(*group[start : start + WINDOWS_PER_PASS], strict=True)
@@ -308,6 +351,10 @@ class DenseProbe(BaseModel):
 
     def encoded(self, size: Size) -> Size:
         """The size at which the encoder gets images or views of this size."""
+        return size
+
+    def alike(self, size: Size) -> Size:
+        """What views of this size must have in common with others to share a pass."""
         return size
 
     def windows(self, size: Size) -> list[Box]:
