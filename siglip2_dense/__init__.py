@@ -16,6 +16,8 @@ _WHERE = {
     "ZeroShot": "siglip2_dense.models.zeroshot",
     "CATSeg": "siglip2_dense.models.catseg",
     "CATSegHead": "siglip2_dense.heads.catseg",
+    "OWLViT": "siglip2_dense.models.owlvit",
+    "OWLViTHead": "siglip2_dense.heads.owlvit",
     "TextEncoder": "siglip2_dense.encoders.text",
 }
 

@@ -38,6 +38,8 @@ def _map_tensors(value, function):
         return function(value)
     if isinstance(value, dict):
         return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+        return tuple(function(item) for item in value)
     return value
 
 
@@ -139,6 +141,47 @@ class Features(_OfTensors):
             f.name: join([getattr(part, f.name) for part in parts]) for f in fields(Features) if f.name != "geometry"
         }
         return Features(**joined, geometry=sum((part.geometry for part in parts), ()))
+
+
+@dataclass
+class RawDetections(_OfTensors):
+    """What a detection head says of a batch: for each token a box, and what its scores of any queries are made of.
+
+    Scores are made when they are asked for, since of thousands of queries they would not all fit at once.
+    """
+
+    boxes: Tensor  # (B, N, 4) float32 centre x, centre y, width, height, in parts of the frame (``tasks/boxes.py``)
+    embeddings: Tensor  # (B, N, E) float32, of any length
+    shift: Tensor  # (B, N) float32, of a token's cosines
+    scale: Tensor  # (B, N) float32, of what that gives
+    texts: tuple[Tensor, ...]  # of each image (Q, E): the vectors that it is asked for
+    valid: Tensor | None = None  # (B, N) bool, true = a real token; none = all are
+
+    def __getitem__(self, number: int) -> RawDetections:
+        """That of one image, of its real tokens alone, as a batch of one."""
+        rows = slice(number, number + 1)
+        keep = slice(None) if self.valid is None else self.valid[number]
+        own = (getattr(self, name)[rows, keep] for name in ("boxes", "embeddings", "shift", "scale"))
+        return RawDetections(*own, self.texts[rows])
+
+    def logits(self, number: int = 0, queries: slice = slice(None)) -> Tensor:
+        """(N, Q) float32: (cosine + shift) scale of one image's tokens and queries.
+
+        The texts are not brought to length 1: the mean of several unit vectors gives the mean of their logits. Source:
+        ``ClassPredictor`` of scenic's OWL-ViT, with its 1e-6.
+        """
+        tokens = self.embeddings[number]
+        tokens = tokens / (tokens.norm(dim=-1, keepdim=True) + 1e-6)
+        return (tokens @ self.texts[number][queries].T + self.shift[number, :, None]) * self.scale[number, :, None]
+
+
+@dataclass
+class Detections(_OfTensors):
+    """What was found in one image, the surest first."""
+
+    boxes: Tensor  # (n, 4) float32, x0 y0 x1 y1 in pixels of the image as it was read
+    scores: Tensor  # (n,) float32, 0 to 1
+    labels: Tensor  # (n,) int64 into the classes that were asked for
 
 
 @dataclass(frozen=True)

@@ -4,5 +4,6 @@ from siglip2_dense.heads.catseg import CATSegHead
 from siglip2_dense.heads.dpt import DPTHead, Probe3DHead
 from siglip2_dense.heads.linear import LinearHead
 from siglip2_dense.heads.mmseg import MMSegHead
+from siglip2_dense.heads.owlvit import OWLViTHead
 
-__all__ = ["CATSegHead", "DPTHead", "LinearHead", "MMSegHead", "Probe3DHead"]
+__all__ = ["CATSegHead", "DPTHead", "LinearHead", "MMSegHead", "OWLViTHead", "Probe3DHead"]
