@@ -29,12 +29,13 @@ ALLOWED = {
     "models": BASIC | {"losses"},
     "head_file": {"registry", "encoders"},
     "records": {"registry", "encoders"},
-    "convert": {"registry", "head_file"},
+    "convert": {"registry", "head_file", "resample"},
     "compare": {"metrics"},
     "published": set(),
 }
 ALLOWED["engine"] = set(ALLOWED)
 ALLOWED["predictor"] = set(ALLOWED)
+ALLOWED["detector"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}
 ALLOWED["cli"] = set(ALLOWED) - {"cli"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,4 +1,5 @@
-"""Published heads of DINOv2, TIPS v2 and CAT-Seg as head files: for tests, pictures and as a yardstick of one's own."""
+"""Published heads of DINOv2, TIPS v2, CAT-Seg and OWL-ViT as head files: for tests, pictures and as a yardstick of
+one's own."""
 
 from __future__ import annotations
 
@@ -11,16 +12,25 @@ EXAMPLES = """examples:
   python tools/convert_head.py dinov2_vitl14_nyu_dpt_head.pth nyu.safetensors --encoder dinov2-large-14 --max-depth 10
   python tools/convert_head.py tips_v2_b14_depth_dpt.zip depth.safetensors --encoder tipsv2-base-14-448
   python tools/convert_head.py catseg model_base.pth        (see: python tools/convert_head.py catseg --help)
+  python tools/convert_head.py owlvit google/owlvit-base-patch16 owl.safetensors       (see: ... owlvit --help)
 """
 OF_CATSEG = """Published checkpoints of CAT-Seg as head files, with what was trained of CLIP in them.
 
 It prints what became of each tensor of the checkpoint."""
+OF_OWLVIT = """OWL-ViT in transformers' layout as a head file with its config, and back.
+
+In: SOURCE is the folder (or file) of a checkpoint, google/owlvit-*; OUT.safetensors gets the head, and OUT.py the
+config to use it with, in which the checkpoint is the weights of both towers.
+Out: with --config, SOURCE is a head file, and OUT a folder that transformers' from_pretrained reads; its towers must be
+CLIP's.
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["catseg"]:
-        _catseg(argv[1:])
+    others = {"catseg": _catseg, "owlvit": _owlvit}
+    if argv and argv[0] in others:
+        others[argv[0]](argv[1:])
         return
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,6 +92,40 @@ def _catseg(argv: list[str]) -> None:
     settings = catseg.model_config(content.encoder.name, arguments.weights)
     for key in ("encoder", "text", "encoder_optim", "heads"):
         print(f"  {key}={settings[key]}")
+
+
+def _owlvit(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="convert_head.py owlvit", description=OF_OWLVIT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="a checkpoint's folder or file; with --config, a head file")
+    parser.add_argument("out", help="OUT.safetensors; with --config, a folder")
+    parser.add_argument("--config", metavar="CONFIG", help="of the head file that is to be written in their layout")
+    arguments = parser.parse_args(argv)
+
+    from mmengine.config import Config
+
+    from siglip2_dense import head_file
+    from siglip2_dense.cli.common import read_config
+    from siglip2_dense.convert import owlvit
+    from siglip2_dense.engine.configs import find_config
+    from siglip2_dense.engine.evaluate import open_probe
+
+    if arguments.config:
+        config = read_config(find_config(arguments.config))
+        owlvit.export(open_probe(config, head_file.read(arguments.source), arguments.source), arguments.out)
+        print(f"{arguments.out}: model.safetensors and config.json, for OwlViTForObjectDetection.from_pretrained")
+        return
+    _check_name(arguments.out)
+    content, model = owlvit.convert(arguments.source)
+    head_file.save(arguments.out, content)
+    config = Path(arguments.out).with_suffix(".py")
+    del model["heads"][owlvit.HEAD]["task"]["classes"]
+    Config(dict(seed=0, model=model)).dump(config)
+    print(
+        f"{arguments.out} and {config}: python tools/predict.py IMAGE --task detect --config {config} --head "
+        f"{arguments.out} --prompts NAMES"
+    )
 
 
 def _check_name(out: str) -> None:

@@ -34,12 +34,13 @@ OPEN_CLIP = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-TRANSFORMERS = {  # SigLIP, SigLIP 2 and CLIP
+TRANSFORMERS = {  # SigLIP, SigLIP 2, CLIP and OWL-ViT
     "embeddings.patch_embedding.": "patch_embed.proj.",
     "embeddings.class_embedding": "cls_token",
     "embeddings.position_embedding.weight": "pos_embed",
     "encoder.layers.": "blocks.",
     "pre_layrnorm": "norm_pre",
+    "pre_layernorm": "norm_pre",
     "post_layernorm": "norm",
     "layer_norm": "norm",
     "self_attn.out_proj": "attn.proj",
@@ -99,7 +100,8 @@ BIG_VISION = {
     "/": ".",
 }
 SPLIT = ("attn.q_proj_weight", "attn.k_proj_weight", "attn.v_proj_weight")
-PROJECTIONS = ("visual_projection.weight", "visual.head.proj.weight")  # of two-tower files, beside the image tower
+# of two-tower files, beside the image tower
+PROJECTIONS = ("visual_projection.weight", "owlvit.visual_projection.weight", "visual.head.proj.weight")
 
 
 def to_timm(state: State, tower: nn.Module) -> State:

@@ -56,14 +56,16 @@ def text_state(content: dict, path: Path) -> TextState:
     """The text tower in a file's content, whatever else the file holds; its layout is told from its keys.
 
     Known are open_clip's (a text tower alone, inside CLIP, inside CustomTextCLIP), that of CLIP in a checkpoint of
-    CAT-Seg, transformers' (alone or inside the whole model), TIPS v2's, and big_vision's. Raises UserError, naming
-    tensors, where there is no text tower in them.
+    CAT-Seg, transformers' (alone, inside the whole model or inside OWL-ViT), TIPS v2's, and big_vision's.
+    Raises UserError, naming tensors, where there is no text tower in them.
     """
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     content = content if isinstance(content, dict) else {}
     state = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    if any(key.startswith("owlvit.text_model.") for key in state):
+        state = _below(state, "owlvit.")
     for prefix in ("params/txt/", "txt/"):
         if f"{prefix}Embed_0/embedding" in state:
             base = prefix.removesuffix("txt/")

@@ -390,9 +390,8 @@ def test_checkpointing_changes_no_gradient():
 
 def test_half_precision_trains():
     parts = dict(TRAINS, encoder=dict(trainable="all", precision="bf16"))
-    model, found, logged, _ = stepped(
-        batch_of(boxed(2, queries=("cat", "dog")), boxed(1)), 1.0, **{}, model=built(**parts, precision="bf16", example_clip=1.0)
-    )
+    model = built(**parts, precision="bf16", example_clip=1.0)
+    _, found, logged, _ = stepped(batch_of(boxed(2, queries=("cat", "dog")), boxed(1)), 1.0, model)
     assert logged["loss"].isfinite() and all(value.isfinite().all() for value in found.values())
     assert predicted(model.eval()).boxes.dtype == torch.float32
 
