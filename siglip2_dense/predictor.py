@@ -56,6 +56,15 @@ def parse_prompts(text: str) -> tuple[list[str], dict[str, list[str]]]:
     return classes, queries
 
 
+def check_stems(paths: Sequence[str]) -> None:
+    """Raise UserError for images of one name, whose predictions would lie over each other."""
+    name, times = Counter(Path(path).stem for path in paths).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{times} of the images are called {name!r}; predict them into folders of their own, with --out."
+        )
+
+
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
@@ -103,14 +112,12 @@ def predict_files(
     An image that cannot be read is named and left out; the error comes at the end.
     """
     check_keys(config)
-    name, times = Counter(Path(path).stem for path in paths).most_common(1)[0]
-    if times > 1:
-        raise UserError(
-            f"{times} of the images are called {name!r}; predict them into folders of their own, with --out."
-        )
+    check_stems(paths)
     classes, queries = parse_prompts(prompts)  # what is wrong with them is said before the model is loaded
     transforms = [build(TRANSFORMS, one) for one in test_loading(config)["dataset"].get("transforms", [])]
     probe = open_probe(config, read_head(config, head), head)
+    if hasattr(probe, "set_examples"):
+        raise UserError(f"{type(probe).__name__} finds boxes; give --task detect.")
     ask(probe, classes, queries, background)
     (task, *_) = probe.tasks.values()
     failed = []

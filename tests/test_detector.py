@@ -1,0 +1,154 @@
+"""Detection from the command line: by names and by examples, awkward images, sentences for mistakes."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from siglip2_dense import head_file
+from siglip2_dense.cli import predict as verb
+from siglip2_dense.cli.common import run
+from siglip2_dense.contracts import Detections
+from siglip2_dense.detector import coco_file
+from siglip2_dense.registry import MODELS, build
+
+MODEL = dict(
+    type="OWLViT",
+    encoder=dict(
+        type="FrozenEncoder", name="clip-base-16-224", weights="random",
+        model_args=dict(depth=2, embed_dim=48, num_heads=4, num_classes=32),
+    ),
+    text=dict(model_args=dict(embed_dim=32, width=32, heads=4, layers=1, context_length=16), cache=False),
+    heads=dict(detection=dict(head=dict(type="OWLViTHead"), task=dict(type="Detection", templates="name"))),
+    inference=dict(mode="square", size=64),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A head file whose scores are anything, and the config of its model."""
+    folder = tmp_path_factory.mktemp("head")
+    (folder / "owl.py").write_text(f"seed = 0\nmodel = {MODEL}\n")
+    parts = MODEL["heads"]["detection"]
+    model = build(MODELS, {**MODEL, "heads": dict(detection={**parts, "task": {**parts["task"], "classes": ["a"]}})})
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    described = head_file.describe(model.heads["detection"], model.tasks["detection"], parts)
+    content = head_file.HeadFile(
+        model.trained_state(), model.facts, MODEL["encoder"], {"detection": described}, {}, {}, 0
+    )
+    head_file.save(folder / "head.safetensors", content)
+    return folder
+
+
+@pytest.fixture
+def predict(head, tmp_path, capsys, monkeypatch):
+    """``predict(images, *options)`` -> (exit code, what was printed, errors); results are in tmp_path/out."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name, size in {"a.png": (48, 64), "b.png": (90, 31), "dot.png": (1, 1)}.items():
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
+
+    def call(images, *options):
+        files = ["--config", str(head / "owl.py"), "--head", str(head / "head.safetensors")]
+        code = run(verb.main, [*images, "--task", "detect", *files, "--out", "out", *options])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_by_names(predict, tmp_path):
+    code, printed, errors = predict(
+        ["a.png", "b.png", "dot.png"], "--prompts", "cat, remote control|remote", "--threshold", "0.3"
+    )
+    assert code == 0, errors
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [(one["file_name"], one["height"], one["width"]) for one in content["images"]] == [
+        ("a.png", 48, 64), ("b.png", 90, 31), ("dot.png", 1, 1),
+    ]  # fmt: skip
+    assert [one["name"] for one in content["categories"]] == ["cat", "remote control"]
+    found = content["annotations"]
+    assert found and all(0.3 <= one["score"] <= 1 for one in found)
+    sizes = {one["id"]: (one["width"], one["height"]) for one in content["images"]}
+    for one in found:
+        (x, y, w, h), (width, height) = one["bbox"], sizes[one["image_id"]]
+        assert x >= 0 and y >= 0 and x + w <= width + 0.01 and y + h <= height + 0.01
+    for name in ("a", "b", "dot"):
+        assert Image.open(tmp_path / "out" / f"{name}_boxes.png").size[0] > 0
+    assert f"{len(found)} boxes of 3 images" in printed and "a.png -> out/a_boxes.png" in printed
+    with contextlib.redirect_stdout(io.StringIO()):
+        from pycocotools.coco import COCO
+
+        assert len(COCO(str(tmp_path / "out" / "detections.json")).getAnnIds()) == len(found)
+
+
+def test_the_threshold_leaves_out_the_rest(predict, tmp_path):
+    counts = []
+    for threshold in ("0", "0.5", "0.99"):
+        assert predict(["a.png"], "--prompts", "cat", "--threshold", threshold)[0] == 0
+        counts.append(len(json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]))
+    assert counts[0] == 16 > counts[1] >= counts[2]
+    code, printed, _ = predict(["a.png"], "--prompts", "cat", "--threshold", "0.999999")
+    assert code == 0 and "nothing" in printed
+
+
+def test_by_examples(predict, tmp_path):
+    options = ["--threshold", "0", "--example", "b.png", "2,3,20,60", "--example", "a.png", "5,5,30.5,30"]
+    code, _, errors = predict(["a.png"], *options)
+    assert code == 0, errors
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["like the example"]
+    assert len(content["annotations"]) == 16
+
+
+def test_an_image_that_cannot_be_read_is_left_out(predict, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    code, printed, errors = predict(["broken.jpg", "a.png"], "--prompts", "cat")
+    assert code == 1 and "1 of 2 images could not be read" in errors and "broken.jpg is left out" in printed
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "say what to look for, by names"),
+        (["--prompts", "cat", "--example", "a.png", "1,2,3,4"], "say what to look for, by names"),
+        (["--prompts", " , "], "no name is there"),
+        (["--prompts", "cat, Cat"], "are both called"),
+        (["--prompts", "cat,,dog"], "has an empty name"),
+        (["--prompts", "a very " + "very " * 20 + "long name"], "is longer than the 16 tokens"),
+        (["--prompts", "cat", "--threshold", "1.5"], "--threshold 1.5: give a probability"),
+        (["--prompts", "cat", "--background", "0.5"], "--background is for segmentation"),
+        (["--example", "a.png", "1,2,3"], "give the box as x0,y0,x1,y1"),
+        (["--example", "a.png", "1,2,x,4"], "give the box as x0,y0,x1,y1"),
+        (["--example", "a.png", "10,10,5,20"], "is none in its image of 64x48 pixels"),
+        (["--example", "nowhere.png", "1,2,3,4"], "nowhere.png"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_a_sentence(predict, options, sentence):
+    code, _, errors = predict(["a.png"], *options)
+    assert code == 1 and sentence in errors and errors.count("\n") == 1
+
+
+def test_two_images_of_one_name_and_a_model_without_boxes(predict, tmp_path):
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "more" / "a.png")
+    code, _, errors = predict(["a.png", "more/a.png"], "--prompts", "cat")
+    assert code == 1 and "2 of the images are called 'a'" in errors
+    code = run(verb.main, ["a.png", "--prompts", "cat", "--example", "a.png", "1,2,3,4"])
+    assert code == 1
+
+
+def test_boxes_in_a_file_end_with_the_image():
+    found = Detections(torch.tensor([[-5.0, 2, 30, 90], [1, 2, 4, 6]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 0]))
+    content = coco_file(
+        [("x.png", (40, 20), found), ("y.png", (5, 5), Detections(*(v[:0] for v in vars(found).values())))], ["a", "b"]
+    )
+    assert [one["bbox"] for one in content["annotations"]] == [[0, 2, 20, 38], [1, 2, 3, 4]]
+    assert [one["category_id"] for one in content["annotations"]] == [2, 1] and len(content["images"]) == 2
