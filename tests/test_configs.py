@@ -18,7 +18,9 @@ from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import DATASETS, MODELS, TRANSFORMS, build, resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-PROBES, CATSEG = (sorted(path.stem for path in CONFIGS.glob(f"{kind}_*.py")) for kind in ("probe", "catseg"))
+PROBES, CATSEG, OWLVIT = (
+    sorted(path.stem for path in CONFIGS.glob(f"{kind}_*.py")) for kind in ("probe", "catseg", "owlvit")
+)
 TINY = ("catseg_coco128", "catseg_demo")  # with towers that begin at random
 ZERO_SHOT = {"ade20k": "ade20k", "voc20": "voc20", "voc21": "pascal", "cocostuff": "coco_stuff"}  # set: its labels
 
@@ -37,9 +39,10 @@ def data(classes):
 
 
 def test_none_is_missed():
-    known = {*PROBES, *CATSEG, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
+    known = {*PROBES, *CATSEG, *OWLVIT, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
     assert {path.stem for path in CONFIGS.glob("*.py")} == known
-    assert len(PROBES) == 13 and len(CATSEG) == 7 and len(list(CONFIGS.rglob("*.py"))) == 35
+    assert len(PROBES) == 13 and len(CATSEG) == 7 and len(OWLVIT) == 5
+    assert len(list(CONFIGS.rglob("*.py"))) == 41
 
 
 def check_text(name, command):
@@ -86,6 +89,42 @@ def test_the_demo_holds_back_names_whose_words_it_trains():
     asked = {name: query for name, (query,) in config.benchmarks.exchanged.queries.items()}
     assert sets["exchanged"] == sets["unseen"] and set(asked) == set(asked.values()) == set(sets["unseen"])
     assert all(name != query for name, query in asked.items())
+
+
+@pytest.mark.parametrize("name", OWLVIT)
+def test_config_of_owl_vit(name, tmp_path):
+    """Models of them are built in tests/models/test_owlvit.py, on smaller towers."""
+    check_text(name, "tools/train.py")
+    config = load(name, None)
+    check_keys(config)
+    check_trains(config)
+    check_round_trip(config, tmp_path)
+    assert config.model.example_clip == 1.0 and "clip_norm" not in config.model
+    assert find(config.model.encoder.name).text  # has a text tower
+    warm, cosine = config.param_scheduler
+    assert warm["end"] == cosine["begin"] and cosine["end"] == config.train_cfg.max_iters
+    assert cosine["T_max"] == cosine["end"] - cosine["begin"]
+    if name == "owlvit_demo":
+        return
+    assert config.train_dataloader.dataset.size == config.model.inference.size
+    optim = config.model.heads.detection.optim
+    assert (optim.type, optim.lr) == ("Adam", 2e-5 if "so400m" in name else 5e-5)
+    assert config.model.text_optim.lr == 2e-6 and config.train_dataloader.batch_size == 32
+    size, steps = (840, 70_000) if "so400m" in name else (768, 140_000)
+    assert (config.model.inference.size, config.train_cfg.max_iters) == (size, steps)
+    assert all(size % (k * int(find(config.model.encoder.name).patch)) == 0 for k in (1, 2, 3))  # tiles of mosaics
+    frozen = ["encoder.trainable=none", "text.trainable=none", "encoder_optim=None", "text_optim=None"]
+    frozen += ["encoder.drop_path=0", "text.drop_path=0", "example_clip=None", "clip_norm=1.0"]
+    changed = load(name, None, [f"model.{option}" for option in frozen])
+    assert changed.model.encoder_optim is None and changed.model.clip_norm == 1.0
+
+
+def test_the_detection_demo_is_built():
+    boxes = SimpleNamespace(name="some", classes=("red box", "blue sphere"), targets=("boxes",))
+    probe = build_probe(load("owlvit_demo", None), SimpleNamespace(**{**vars(boxes), "classes": ()}), boxes)
+    assert probe.tasks["detection"].classes == boxes.classes and set(probe.towers) == {"encoder", "text"}
+    images = [torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)]
+    assert probe.eval()(images, None, mode="predict")[0]["detection"].boxes.shape == (12 * 12 * 2, 4)
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -16,6 +16,7 @@ NAMES = (
     "heads",
     "kitchen",
     "loss",
+    "owlvit",
     "plan",
     "pretraining",
     "store",

@@ -195,7 +195,7 @@ def _targets(sample: Sample, asked: Sequence[str], geometry: Geometry) -> tuple[
     if not sample.queries and not kept.all():
         raise UserError(
             f"{sample.path}: a box is called {sample.box_names[kept.int().argmin()][0]!r}, which is none of the "
-            "classes that are asked for; give data whose samples have queries, such as DetectionMixture, or all classes."
+            "classes that are asked for; give data whose samples have queries, as DetectionMixture, or all classes."
         )
     device = sample.boxes.device
     boxes = sample.boxes[kept.to(device)]
