@@ -59,10 +59,10 @@ class OWLViTHead(nn.Module):
         texts: (Q, E) that all images are asked for, or one of these for each image.
         """
         (tap,) = self.taps
-        cells = features.maps[tap]
+        cells = features.maps[tap].float()  # a store has them in half precision
         grid, tokens = tuple(cells.shape[-2:]), cells.flatten(2).transpose(1, 2)  # (B, N, C)
         if self.merges:
-            tokens = self.norm(tokens * features.prefix[tap][:, self.facts.prefix.index("class"), None])
+            tokens = self.norm(tokens * features.prefix[tap][:, self.facts.prefix.index("class"), None].float())
         hidden = F.gelu(self.box[1](F.gelu(self.box[0](tokens))))
         embeddings = self.classes(tokens).float()
         with torch.autocast(tokens.device.type, enabled=False):
