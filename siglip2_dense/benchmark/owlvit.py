@@ -2,7 +2,7 @@
 
 Weights are random, shapes those of CLIP B/16 (against transformers) and of SigLIP 2 B/16 and So400m/14 at their
 resolutions of detection. Both sides of the comparison see the same pixels and the same ids, and run both towers. With
---quick it is smaller images, fewer names and the first blocks of the towers: the same ratios on less work.
+--quick it is smaller images, fewer names, the first blocks of the towers, and SigLIP's smaller vocabulary.
 """
 
 from __future__ import annotations
@@ -43,16 +43,19 @@ SHAPES = {
     "SigLIP 2 B/16 @768": Shape("siglip2-base-16-384", 768, 20),
     "SigLIP 2 So400m/14 @840": Shape("siglip2-so400m-14-384", 840, 20),
     "CLIP B/16 @320, 4 blocks": Shape("clip-base-16-224", 320, 8, 4),
-    "SigLIP 2 B/16 @320, 2 blocks": Shape("siglip2-base-16-384", 320, 8, 2),
+    "SigLIP B/16 @320, 2 blocks": Shape("siglip-base-16-384", 320, 8, 2),
 }
-ROWS = 256_000  # of SigLIP 2's vocabulary
+VOCABULARIES = {  # by the beginning of an encoder's name: what begins them, and how many entries they have
+    "siglip2": (("<pad>", "<eos>", "<bos>", "<unk>"), 256_000),
+    "siglip": (("<pad>", "</s>", "<unk>"), 32_000),
+}
 
 
 def run(quick: bool) -> list[dict]:
     """Figures: the ratio to transformers; seconds and MiB of an image and of a step, by how gradients are clipped."""
     like = "CLIP B/16 @320, 4 blocks" if quick else "CLIP B/16 @768"
     figures = [against_transformers(like, rounds=5 if quick else 3)]
-    for shape in ["SigLIP 2 B/16 @320, 2 blocks"] if quick else ["SigLIP 2 B/16 @768", "SigLIP 2 So400m/14 @840"]:
+    for shape in ["SigLIP B/16 @320, 2 blocks"] if quick else ["SigLIP 2 B/16 @768", "SigLIP 2 So400m/14 @840"]:
         for what in ("an image", "a step, clipped together", "a step, clipped by image"):
             if not quick and "So400m" in shape and what != "an image" and not torch.cuda.is_available():
                 continue  # a minute an image on two cores
@@ -173,7 +176,7 @@ def detector(shape: Shape, trains: bool = False, **more):
         head=dict(type="OWLViTHead"), task=dict(type="Detection", classes=NAMES[: shape.names], templates="name"),
         optim=dict(type="Adam", lr=1e-5),
     )  # fmt: skip
-    words = {} if clip else dict(tokenizer=letters())
+    words = {} if clip else dict(tokenizer=letters(shape.encoder.partition("-")[0]))
     return build(MODELS, dict(
         type="OWLViT",
         encoder=dict(type="FrozenEncoder", name=shape.encoder, weights="random", model_args=image, **half, **towers),
@@ -189,14 +192,15 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory()
 
 
-def letters() -> str:
-    """A tokenizer with the size of SigLIP 2's vocabulary, in a file, that has a token for each letter."""
+def letters(family: str) -> str:
+    """A tokenizer with as large a vocabulary as a family's, in a file, that has a token for each letter."""
     from tokenizers import Tokenizer, models
 
-    known = ["<pad>", "<eos>", "<bos>", "<unk>", *(chr(code) for code in range(32, 127))]
-    known += [f"word {number}" for number in range(ROWS - len(known))]
+    first, rows = VOCABULARIES[family]
+    known = [*first, *(chr(code) for code in range(32, 127))]
+    known += [f"word {number}" for number in range(rows - len(known))]
     vocabulary = {token: number for number, token in enumerate(known)}
-    path = Path(_folder().name) / "tokenizer.json"
+    path = Path(_folder().name) / f"{family}.json"
     Tokenizer(models.BPE(vocab=vocabulary, merges=[])).save(str(path))
     return str(path)
 

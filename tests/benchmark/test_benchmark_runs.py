@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from siglip2_dense.benchmark import evaluate, plan, throughput
+from siglip2_dense.benchmark import evaluate, owlvit, plan, throughput
 from siglip2_dense.engine.devices import DEVICES
 
 
@@ -48,3 +48,16 @@ def test_photos_are_of_the_protocols_size_and_load(tmp_path, monkeypatch):
 def test_both_layouts_are_timed_with_memory_given_back_and_kept():
     found = throughput.numbers_of_own_process("throughput", "layouts('test_convnext', (1, 32, 48), 1)")
     assert len(found) == 4 and min(found) > 0
+
+
+def test_detection_takes_as_long_as_transformers_on_the_same_weights(monkeypatch):
+    monkeypatch.setitem(owlvit.SHAPES, "least", owlvit.Shape("clip-base-16-224", 64, 2, 1))
+    found = owlvit.against_transformers("least", rounds=1)  # which compares what both sides give
+    assert found["value"] > 0 and found["target"] == 1.0
+
+
+@pytest.mark.parametrize("what", ["an image", "a step, clipped together", "a step, clipped by image"])
+def test_an_image_and_a_step_of_detection_are_measured(monkeypatch, what):
+    monkeypatch.setitem(owlvit.SHAPES, "least", owlvit.Shape("siglip-base-16-384", 64, 3, 1))
+    seconds, peak = owlvit.measure("least", what)
+    assert 0 < seconds < 60 and peak >= 0
