@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from siglip2_dense.contracts import EncoderFacts, Features, Geometry, Sample, Tap
+from siglip2_dense.contracts import Detections, EncoderFacts, Features, Geometry, RawDetections, Sample, Tap
 
 TAP, OTHER = Tap(3, True), Tap(5, False)
 
@@ -20,6 +20,21 @@ def features(batch, seed=0, **changes):
         geometry=places,
     )
     return Features(**{**parts, **changes})
+
+
+def test_detections_move_with_their_texts():
+    raw = RawDetections(
+        torch.zeros(2, 3, 4),
+        torch.ones(2, 3, 5),
+        torch.zeros(2, 3),
+        torch.ones(2, 3),
+        (torch.zeros(1, 5), torch.zeros(7, 5)),
+    )
+    moved = raw.to(torch.float64)
+    assert {tensor.dtype for tensor in (moved.boxes, moved.shift, *moved.texts)} == {torch.float64}
+    assert moved[1].logits().shape == (3, 7) and moved[1].texts[0].shape == (7, 5)
+    found = Detections(torch.zeros(2, 4), torch.ones(2), torch.tensor([1, 0])).to("cpu")
+    assert found.labels.tolist() == [1, 0]
 
 
 def test_features_are_sliced_and_joined():

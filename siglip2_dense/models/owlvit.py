@@ -26,6 +26,8 @@ class OWLViT(TextProbe):
     """A probe of ``OWLViTHead`` heads with tasks ``Detection``. Its predictions are ``Detections``.
 
     Both towers may train or stay as they are: ``encoder=dict(trainable="all")``, ``text=dict(trainable="all")``.
+    Prompts of training that are too long for the text tower are cut, those of an evaluation too, with a warning; those
+    that somebody asks for (``set_vocabulary``) are refused.
 
     Args:
         heads, encoder, text: as in ``TextProbe``, and so is whatever else is given. With ``example_clip`` the losses of
