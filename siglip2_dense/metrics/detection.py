@@ -20,7 +20,8 @@ MOST = 300  # detections of an image that count
 MOST_OF_CATEGORY = {"coco": (1, 10, 100), "lvis": (MOST,)}  # of an image and a category, at which recall is read
 FREQUENCIES = "rcf"  # LVIS's groups of categories: rare, common, frequent
 SIZES = "sml"  # things of less than 32^2 pixels, of less than 96^2, and larger ones
-PAIRS_AT_ONCE = 2**21  # of an image and a category: faster-coco-eval keeps something of each
+IOUS, RECALLS = 10, 101  # at which precision is read: 0.50 to 0.95, and 0 to 1
+AT_ONCE = 16  # categories: faster-coco-eval keeps about a kilobyte of each pair of an image and a category
 
 
 class DetectionAP(Kept):
@@ -109,17 +110,16 @@ class DetectionAP(Kept):
         """Precision (10 IoUs, 101 recalls, K, 4 areas, M) and recall (10, K, 4, M), -1 where a category has nothing
         annotated, and the categories.
 
-        By some categories at a time, since none has to do with another: of LVIS's val there are 24 million pairs of an
-        image and a category.
+        By some categories at a time, since none has to do with another, and of the images that they can be in alone: of
+        LVIS's val there are 24 million pairs of an image and a category.
         """
         if self._found is not None and self._found[0] == len(self._rows):
             return self._found[1:]
         truth = _Truth(self._annotations, self.rule, self.category_ids, self.image_ids)
         detections = self._by_label()
-        at_once = max(1, PAIRS_AT_ONCE // max(len(self.image_ids), 1))
         parts = [
-            truth.curves(range(first, min(first + at_once, len(self.category_ids))), detections)
-            for first in range(0, len(self.category_ids), at_once)
+            truth.curves(range(first, min(first + AT_ONCE, len(self.category_ids))), detections)
+            for first in range(0, len(self.category_ids), AT_ONCE)
         ]
         precision, recall = (np.concatenate(some, axis=-3) for some in zip(*parts, strict=True))
         self._found = len(self._rows), precision, recall, truth.categories
@@ -161,9 +161,11 @@ class _Truth:
             )
         wanted = set(image_ids)
         kept = ("id", "neg_category_ids", "not_exhaustive_category_ids")
-        self.images = [
-            {key: image[key] for key in kept if key in image} for image in content["images"] if image["id"] in wanted
-        ]
+        self.images = {
+            image["id"]: {key: image[key] for key in kept if key in image}
+            for image in content["images"]
+            if image["id"] in wanted
+        }
         if len(self.images) != len(wanted):
             raise UserError(
                 f"{self.where}: lists {len(self.images)} of {len(wanted)} images; score by the set's own file."
@@ -175,6 +177,12 @@ class _Truth:
             own |= {"id": number, "iscrowd": annotation.get("iscrowd", 0)}
             own["area"] = annotation.get("area", own["bbox"][2] * own["bbox"][3])
             self.of_category.setdefault(own["category_id"], []).append(own)
+        self.checked: dict[int, set[int]] = {}  # of a category the images in which it is known to be or not to be
+        for number, own in self.of_category.items():
+            self.checked[number] = {annotation["image_id"] for annotation in own}
+        for image in self.images.values():
+            for number in image.get("neg_category_ids", ()):
+                self.checked.setdefault(number, set()).add(image["id"])
 
     def curves(self, labels: range, detections: _Found) -> tuple[np.ndarray, np.ndarray]:
         """``DetectionAP._curves`` of some categories."""
@@ -186,12 +194,17 @@ class _Truth:
         rows, owners = detections.rows[some].astype(np.float64).tolist(), detections.image_ids[some].tolist()
         found = []
         for number, ((x0, y0, x1, y1, score, label), image) in enumerate(zip(rows, owners, strict=True), start=1):
-            box = [x0, y0, x1 - x0, y1 - y0]
-            own = {"id": number, "image_id": image, "category_id": self.categories[int(label)]["id"], "bbox": box}
-            found.append(own | {"area": box[2] * box[3], "score": score, "iscrowd": 0})
+            category, box = self.categories[int(label)]["id"], [x0, y0, x1 - x0, y1 - y0]
+            if self.rule == "coco" or image in self.checked.get(category, ()):
+                own = {"id": number, "image_id": image, "category_id": category, "bbox": box, "score": score}
+                found.append(own | {"area": box[2] * box[3], "iscrowd": 0})
         sides = [[dict(one) for number in ids for one in self.of_category.get(number, ())], found]
+        images = [self.images[number] for number in sorted({one["image_id"] for side in sides for one in side})]
+        if not images:
+            shape = (IOUS, len(ids), 1 + len(SIZES), len(MOST_OF_CATEGORY[self.rule]))
+            return np.full((IOUS, RECALLS, *shape[1:]), -1.0), np.full(shape, -1.0)
         truth, results = (
-            COCO({"images": self.images, "categories": categories, "annotations": annotations}) for annotations in sides
+            COCO({"images": images, "categories": categories, "annotations": annotations}) for annotations in sides
         )
         evaluation = COCOeval_faster(truth, results, iouType="bbox", lvis_style=self.rule == "lvis")
         evaluation.params.maxDets = list(MOST_OF_CATEGORY[self.rule])
