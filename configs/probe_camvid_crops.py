@@ -13,7 +13,9 @@ model = dict(
     encoder=dict(type="FrozenEncoder", name="dinov2-small-14"),
     heads=dict(
         segmentation=dict(
-            head=dict(type="LinearHead", batch_norm=False), task=dict(type="Segmentation"), optim=dict(type="AdamW", lr=1e-3)
+            head=dict(type="LinearHead", batch_norm=False),
+            task=dict(type="Segmentation"),
+            optim=dict(type="AdamW", lr=1e-3),
         )
     ),
 )

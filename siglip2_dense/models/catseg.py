@@ -9,7 +9,6 @@ from torch import Tensor
 
 from siglip2_dense.contracts import Features, Geometry, Size
 from siglip2_dense.errors import UserError
-from siglip2_dense.models.probe import DenseProbe
 from siglip2_dense.models.texts import TextProbe
 from siglip2_dense.models.windows import checked_inference, pair
 from siglip2_dense.registry import MODELS
