@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from siglip2_dense.contracts import Sample, Size
-from siglip2_dense.data.base import IMAGE_SUFFIXES, data_root
+from siglip2_dense.data.base import IMAGE_SUFFIXES, PixelDataset, data_root
 from siglip2_dense.data.recipes import RECIPES, SETS
 from siglip2_dense.errors import UserError, nearest
 from siglip2_dense.registry import DATASETS, TRANSFORMS, build, check_arguments
@@ -42,9 +42,14 @@ class Images:
 def images_of(config: dict, seed: int, given: int | None = None) -> Images:
     """config: of a data set. given: the number of images, which are then not looked for.
 
-    Raises UserError for settings that the data set does not take, and data that are there but not whole.
+    Raises UserError for settings that the data set does not take, data that are there but not whole, and mixtures.
     """
     cls = check_arguments(DATASETS, config)
+    if not issubclass(cls, PixelDataset):
+        raise UserError(
+            f"{cls.__name__}: its images are made of those of other sets as they come, which no plan can tell; train a "
+            "few steps instead (--cfg-options train_cfg.max_iters=20), and the record says time and memory."
+        )
     if cls.splits and config.get("split") not in cls.splits:
         hint = nearest(str(config.get("split")), cls.splits, f"it has {', '.join(cls.splits)}.")
         raise UserError(f"{cls.__name__} has no split {config.get('split')!r}: {hint}")

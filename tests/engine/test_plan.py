@@ -341,6 +341,11 @@ def test_what_cannot_be_planned_is_said_in_a_sentence(tiny, change, sentence):
         plan(config, SLOW)
 
 
+def test_mixtures_are_not_planned():
+    with pytest.raises(UserError, match="DetectionMixture: its images are made of those of other sets"):
+        images_of(dict(type="DetectionMixture", sets=[], size=48), seed=0)
+
+
 def test_the_rates_of_this_cpu_are_measured():
     found = measured_cpu()
     assert 1e8 < found.operations["fp32"] < 1e14 and 1e8 < found.memory < 1e13 and 1e6 < found.exponentials < 1e12
