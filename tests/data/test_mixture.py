@@ -1,6 +1,7 @@
 """Mixtures: shares, mosaics, queries, and what is left out."""
 
 import collections
+import itertools
 import pickle
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 from boxes_made import lvis_content, write_coco, write_image, write_json
 
+from siglip2_dense.data.loading import stop_workers, train_loader
 from siglip2_dense.data.mixture import DetectionMixture
 from siglip2_dense.data.names import templates
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
+from siglip2_dense.records import describe_data
 from siglip2_dense.registry import DATASETS, build
 
 THINGS = {number: f"thing_{number}" for number in range(1, 81)}
@@ -187,7 +190,8 @@ def test_rare_names_and_their_spellings_are_not_trained_on(tmp_path, capsys):
         assert sample.boxes[:, 0].tolist() == pytest.approx([0, 21 * 48 / 30])
     note = "coco train: 2 names are rare in LVIS, with 4 of 8 boxes, and are left out: thing 2s, gizmos"
     assert data.notes == [note] and note in capsys.readouterr().out
-    assert mixture(dict(dataset=config)).notes == []
+    assert describe_data(data)["left_out"] == [note] and describe_data(data)["images"] == 2
+    assert mixture(dict(dataset=config)).notes == [] and "left_out" not in describe_data(mixture(dict(dataset=config)))
 
 
 def test_images_to_evaluate_on_are_not_trained_on(tmp_path, capsys):
@@ -245,6 +249,21 @@ def test_features_of_mosaics_are_not_stored(tmp_path):
     with pytest.raises(UserError, match="not stored"):
         data.files_on_disk(0)
     assert data.metainfo == {"classes": ()} and data.targets == ("boxes",) and data.name == "coco"
+
+
+def test_batches_have_the_queries_and_do_not_depend_on_workers(tmp_path):
+    data = mixture(dict(dataset=coco(tmp_path / "a")), mosaics=(0.5, 0.5))
+    batches = []
+    for workers in (0, 2):
+        loader = train_loader(data, 3, workers, seed=1, targets=("boxes",))
+        batches.append(list(itertools.islice(loader, 5)))
+        stop_workers(loader)
+    for one, other in zip(*batches, strict=True):
+        assert all(map(torch.equal, one["inputs"], other["inputs"]))
+        for a, b in zip(one["data_samples"], other["data_samples"], strict=True):
+            assert torch.equal(a.boxes, b.boxes) and (a.box_names, a.queries) == (b.box_names, b.queries)
+            assert a.image is None and {name for names in a.box_names for name in names} <= set(a.queries)
+    assert sum(len(sample.queries) for batch in batches[0] for sample in batch["data_samples"]) > 40
 
 
 def test_real_images_of_two_sets(test_data):
