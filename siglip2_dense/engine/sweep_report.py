@@ -106,8 +106,8 @@ def _against_chosen(outcome: Outcome) -> dict[tuple[str, str], dict]:
             if key[0] == member.head and all(one.name in outcome.tested for one in own)
         }
         chosen = whole.pop((member.head, member.setting), None)
-        if not whole or chosen is None:
-            continue
+        if not whole or chosen is None or not all(isinstance(metric, PerImage) for metric in chosen):
+            continue  # detections have no rows to draw from
         for score, values in paired([chosen, *whole.values()], blocks=1).items():
             for key, other in zip(whole, values["others"], strict=True):
                 kept = {name: other[name] for name in ("difference", "interval", "excludes_0")}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from siglip2_dense import compare
 from siglip2_dense.data.detection import CocoDetection
 from siglip2_dense.data.generated import GeneratedBoxes
 from siglip2_dense.data.loading import test_loader as loader_for_tests
@@ -78,6 +79,13 @@ def test_several_heads_write_a_file_each(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detections_a.json", "detections_b.json"]
     results = json.loads((tmp_path / "detections_a.json").read_text())
     assert len(results) == sum(len(data[i].boxes) for i in range(3)) > 0
+
+
+def test_records_of_detections_are_not_compared_by_images(tmp_path):
+    parts = {key: {} for key in ("encoder", "protocol", "data", "run")}
+    (tmp_path / "results.json").write_text(json.dumps({"metrics": {"a.AP": 3.0, "b.mIoU": 4.0}, **parts}))
+    with pytest.raises(UserError, match="scores detections: precision is of ranks"):
+        compare.read(tmp_path)
 
 
 def test_a_set_that_nobody_scores_on_is_refused(tmp_path):
