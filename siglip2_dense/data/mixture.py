@@ -18,10 +18,12 @@ from siglip2_dense.data.base import contiguous, data_root
 from siglip2_dense.data.box_transforms import chosen, merged, mosaic
 from siglip2_dense.data.detection import BoxDataset
 from siglip2_dense.data.duplicates import duplicates
-from siglip2_dense.data.names import Pool, prompt, rare_spellings, squashed, templates
+from siglip2_dense.data.names import Pool, RareNames, prompt, templates
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
 from siglip2_dense.registry import DATASETS, build
+
+SHOWN = 30  # names that are left out, those with most boxes
 
 
 @dataclass
@@ -62,7 +64,7 @@ class DetectionMixture(Dataset):
         merge: overlap (intersection over union) from which two boxes become one that has the names of both.
         negatives: at least so many names of what is not there, if there are so many and max_queries leaves room.
         max_queries, max_boxes: of a sample.
-        rare: annotations of LVIS, below the data root or anywhere: boxes of what they call rare go, and negatives too.
+        rare: annotations of LVIS, below the data root or anywhere: boxes with ``RareNames`` go, and such negatives too.
         exclude: configs of sets to evaluate on; images that are in one are not trained on.
 
     Attributes:
@@ -91,7 +93,7 @@ class DetectionMixture(Dataset):
         self.size, self.mosaics, self.merge, self.seed = size, tuple(mosaics), merge, seed
         self.negatives, self.max_queries, self.max_boxes = negatives, max_queries, max_boxes
         self.notes: list[str] = []
-        unseen = frozenset() if rare is None else rare_spellings(data_root(None, "") / rare)
+        unseen = None if rare is None else RareNames(data_root(None, "") / rare)
         evaluation = [_with_boxes(build(DATASETS, config)) for config in exclude]
         total = sum(one.get("weight", 1) for one in sets)
         self.parts = []
@@ -159,17 +161,19 @@ class DetectionMixture(Dataset):
             )
         return kept
 
-    def _names(self, images: BoxDataset, unseen: frozenset[str]) -> tuple[str, ...]:
+    def _names(self, images: BoxDataset, unseen: RareNames | None) -> tuple[str, ...]:
         names = [canonical(name) for name in images.classes]
-        gone = [bool(name) and squashed(name) in unseen for name in names]
-        if unseen:
-            counts = np.bincount(images.known.labels, minlength=len(names))
-            shown = ", ".join(name for name, is_gone in zip(names, gone, strict=True) if is_gone)
-            self.notes.append(
-                f"{images.name} {images.split}: {sum(gone):,} names are rare in LVIS, with "
-                f"{int(counts[np.array(gone)].sum()):,} of {len(images.known.labels):,} boxes, and are left out"
-                + (f": {shown}" if shown else "")
-            )
+        if unseen is None:
+            return tuple(names)
+        gone = np.array([name in unseen for name in names], dtype=bool)
+        counts = np.bincount(images.known.labels, minlength=len(names)) * gone
+        note = (
+            f"{images.name} {images.split}: {gone.sum():,} names are rare in LVIS, with {counts.sum():,} of "
+            f"{len(images.known.labels):,} boxes, and are left out"
+        )
+        shown = [names[label] for label in np.argsort(-counts, kind="stable")[: min(gone.sum(), SHOWN)]]
+        more = f" and {gone.sum() - len(shown):,} more" if gone.sum() > len(shown) else ""
+        self.notes.append(f"{note}: {', '.join(shown)}{more}" if shown else note)
         return tuple("" if is_gone else name for name, is_gone in zip(names, gone, strict=True))
 
     def _frequencies(self) -> tuple[Pool, dict[str, float]]:
