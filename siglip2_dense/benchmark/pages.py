@@ -10,11 +10,15 @@ from pathlib import Path
 from siglip2_dense.files import write_text
 
 PAGES = {
-    "results.md": ("Results", "What trained heads score on real data.", ("pretraining", "kitchen", "coco", "unseen")),
+    "results.md": (
+        "Results",
+        "What trained heads score on real data.",
+        ("pretraining", "kitchen", "coco", "unseen", "overfit"),
+    ),
     "performance.md": (
         "Performance",
         "Time and memory, both sides of each ratio in one run.",
-        ("encoder", "throughput", "evaluate", "heads", "loss", "store", "sweep", "camvid", "plan", "catseg"),
+        ("encoder", "throughput", "evaluate", "heads", "loss", "store", "sweep", "camvid", "plan", "catseg", "owlvit"),
     ),
 }
 

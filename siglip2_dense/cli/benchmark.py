@@ -16,6 +16,7 @@ NAMES = (
     "heads",
     "kitchen",
     "loss",
+    "overfit",
     "owlvit",
     "plan",
     "pretraining",
@@ -24,7 +25,7 @@ NAMES = (
     "throughput",
     "unseen",
 )
-WITH_PICTURES = ("coco", "kitchen", "unseen")  # they leave pictures in the folder FILE without its .json
+WITH_PICTURES = ("coco", "kitchen", "overfit", "unseen")  # they leave pictures in the folder FILE without its .json
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from siglip2_dense.benchmark import evaluate, owlvit, plan, throughput
+from siglip2_dense.benchmark import evaluate, overfit, owlvit, plan, throughput
+from siglip2_dense.data.detection import CocoDetection
 from siglip2_dense.engine.devices import DEVICES
 
 
@@ -61,3 +62,12 @@ def test_an_image_and_a_step_of_detection_are_measured(monkeypatch, what):
     monkeypatch.setitem(owlvit.SHAPES, "least", owlvit.Shape("siglip-base-16-384", 64, 3, 1))
     seconds, peak = owlvit.measure("least", what)
     assert 0 < seconds < 60 and peak >= 0
+
+
+def test_the_first_photographs_are_a_set_by_themselves(test_data, tmp_path):
+    if not (source := test_data / "coco_tiny").is_dir():
+        pytest.skip("no small COCO")
+    boxes = overfit.first_images(source, tmp_path, 4)
+    data, whole = CocoDetection("train", tmp_path), CocoDetection("train", source)
+    assert len(data) == 4 and boxes >= sum(len(data[i].boxes) for i in range(4)) > 0
+    assert list(data.image_ids) == sorted(whole.image_ids)[:4] and data.classes == whole.classes
