@@ -102,6 +102,23 @@ def test_scores_of_a_padded_image_in_its_pixels(tmp_path):
     assert found.boxes[0].tolist() == pytest.approx(expected, abs=0.05) and found.labels[0] == best % 3
 
 
+def test_an_example_asks_as_it_does_there(tmp_path):
+    """Of a picture as a whole, the only box that transformers takes."""
+    reference = theirs(tmp_path / "hub")
+    model = ours(tmp_path / "hub", tmp_path)
+    mean, std = model.encoder.mean, model.encoder.std
+    for seed in range(3):
+        query = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        seen, shown = (((one.float() - mean) / std)[None] for one in (picture(64, 64), query))
+        model.set_examples({"it": [(query, (0, 0, 64, 64))]})
+        with torch.no_grad():
+            found = reference.image_guided_detection(pixel_values=seen, query_pixel_values=shown)
+            raw = model.raw(model.features([picture(64, 64)]))["detection"]
+        assert found.logits.shape == (1, 16, 1) and found.logits.std() > 0.1
+        assert (found.logits[0] - raw.logits()).abs().max() < NEAR
+        assert (found.target_pred_boxes - raw.boxes).abs().max() < NEAR
+
+
 def test_there_and_back_is_the_same_file(tmp_path):
     theirs(tmp_path / "hub")
     model = ours(tmp_path / "hub", tmp_path)
