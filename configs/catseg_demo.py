@@ -28,25 +28,27 @@ model = dict(
         model_args=dict(img_size=64, patch_size=8, depth=3, embed_dim=96, num_heads=3, num_classes=64),
     ),
     text=dict(
-        model_args=dict(embed_dim=64, width=64, heads=2, layers=1, context_length=16), cache=False, trainable=["q", "v"]
+        model_args=dict(embed_dim=64, width=64, heads=2, layers=1, context_length=16),
+        cache=False,
+        trainable=["q", "k", "v", "proj", "fc1", "fc2"],
     ),
     encoder_optim=dict(lr_mult=1.0),
-    clip_norm=1.0,
+    clip_norm=0.1,
     heads=dict(
         segmentation=dict(
             head=dict(type="CATSegHead", grid=8, residual="own", blocks=1, pool=1),
             task=dict(type="OpenVocabulary", templates="name", ignored="masked"),
-            optim=dict(type="AdamW", lr=1e-3, weight_decay=1e-4, norm_decay=0.0),
+            optim=dict(type="AdamW", lr=5e-4, weight_decay=1e-4, norm_decay=0.0),
         )
     ),
 )
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=1,
     dataset=dict(
         type="GeneratedScenes",
         split="train",
-        length=1200,
+        length=2000,
         size=(64, 64),
         transforms=[dict(type="RandomFlip", p=0.5)],
         classes=[
@@ -127,9 +129,9 @@ benchmarks = dict(
         ),
     ),
 )  # fmt: skip
-train_cfg = dict(max_iters=300, val_interval=300, save_interval=100)
+train_cfg = dict(max_iters=1000, val_interval=1000, save_interval=250)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, begin=0, end=20, by_epoch=False),
-    dict(type="CosineAnnealingLR", T_max=300, eta_min=0.0, begin=0, end=300, by_epoch=False),
+    dict(type="CosineAnnealingLR", T_max=1000, eta_min=0.0, begin=0, end=1000, by_epoch=False),
 ]
 log_interval = 10
