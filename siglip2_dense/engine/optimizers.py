@@ -46,7 +46,7 @@ class JointOptimWrapper(OptimWrapperDict):
         """
         data = model.data_preprocessor(data, True)
         parameters = [p for wrapper in self.values() for p in _parameters(wrapper.optimizer)]
-        total = [torch.zeros_like(p) for p in parameters]
+        total: list[torch.Tensor | None] = [None] * len(parameters)
         count, logged = len(data["data_samples"]), []
         for number in range(count):
             one = slice(number, number + 1)
@@ -55,11 +55,15 @@ class JointOptimWrapper(OptimWrapperDict):
             loss, values = model.parse_losses(losses)
             loss.backward()
             logged.append({key: value.detach() for key, value in values.items()})
-            seen = [(own, p.grad) for own, p in zip(total, parameters, strict=True) if p.grad is not None]
-            sums, gradients = map(list, zip(*seen, strict=True))
+            gradients = [p.grad for p in parameters if p.grad is not None]
             scale = (most / nn.utils.get_total_norm(gradients)).clamp(max=1) / count  # without gradient inf, and then 1
             torch._foreach_mul_(gradients, scale)
-            torch._foreach_add_(sums, gradients)
+            for place, p in enumerate(parameters):
+                if total[place] is None:
+                    total[place] = p.grad
+                elif p.grad is not None:
+                    total[place].add_(p.grad)
+        total = [torch.zeros_like(p) if own is None else own for own, p in zip(total, parameters, strict=True)]
         all_reduce_params(total, op="mean")
         for own, p in zip(total, parameters, strict=True):
             p.grad = own
