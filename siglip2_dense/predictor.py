@@ -82,7 +82,7 @@ def ask(probe, classes: list[str], queries: dict[str, list[str]], background: fl
         if BACKGROUND not in classes:
             queries = {**queries, BACKGROUND: []}
         classes = [BACKGROUND, *(name for name in classes if name != BACKGROUND)]
-    probe.set_vocabulary(classes, queries, background_threshold=background)
+    probe.set_vocabulary(classes, queries, *([] if background is None else [background]))
 
 
 def segment(probe, image: np.ndarray, transforms: Sequence = ()) -> np.ndarray:

@@ -268,7 +268,7 @@ def test_protocol_values_of_the_dpt_probes():
     assert rates.index(max(rates)) == pytest.approx(7_500, abs=10)
 
 
-@pytest.mark.parametrize("name", [name for name in CATSEG if name != "catseg_demo"])
+@pytest.mark.parametrize("name", [name for name in CATSEG if name not in TINY])
 def test_protocol_values_of_cat_seg(name):
     config = load(name, None)
     model, parts = config.model, config.model.heads.segmentation

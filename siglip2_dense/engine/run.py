@@ -49,6 +49,8 @@ class Run:
         )
         if self.probe.facts.sequence_length:  # that of training: a head may be tested at another
             self.protocol["sequence_length"] = self.probe.facts.sequence_length
+        if self.probe.clip_norm is not None:  # a model may have one of its own
+            self.protocol["clip_norm"] = self.probe.clip_norm
         self.stored = extract.settings(config)
         self.encoder = records.describe_encoder(self.probe, self.stored and self.stored["dtype"])
         self.identity = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -40,6 +40,15 @@ class CATSeg(TextProbe):
         if len(grids) > 1:
             raise UserError(f"heads: images are brought to one grid for all heads, not to {grids}.")
         (self.grid,) = grids
+
+    def set_vocabulary(
+        self,
+        classes: str | Sequence[str],
+        queries: Mapping[str, Sequence[str]] | None = None,
+        background_threshold: float | None = None,
+    ) -> None:
+        """Ask for these classes from now on; see ``OpenVocabulary``. Raises UserError for names that are none."""
+        super().set_vocabulary(classes, queries, background_threshold=background_threshold)
 
     def features(self, images: Sequence[Tensor] | Features, canvas: Size | None = None) -> Features:
         """As in DenseProbe; with a grid each canvas is brought to it as a whole."""

@@ -18,6 +18,7 @@ from siglip2_dense.registry import MODELS, build
 from siglip2_dense.resample import resize_pixels
 
 GREY = 128.0  # of pixels 0 to 255, beside an image that is no square: 127.5 rounded, as in PadToSquare
+CLIP = 1.0  # of the gradient's norm
 REMEMBERED = 100_000  # texts of a frozen tower, in training, whose vectors are kept
 
 
@@ -30,9 +31,12 @@ class OWLViT(TextProbe):
     that somebody asks for (``set_vocabulary``) are refused.
 
     Args:
-        heads, encoder, text: as in ``TextProbe``, and so is whatever else is given. With ``example_clip`` the losses of
-            each image are divided by its own counts, without by those of all images of a step: images of few boxes
-            would otherwise weigh so much that an ordinary clip costs 4 to 5 AP (OWL-ViT, Table A5).
+        heads, encoder, text: as in ``TextProbe``, and so is whatever else is given.
+        clip_norm, example_clip: as in DenseProbe. ``example_clip=1.0`` is how the published models were trained;
+            without it one head has an ordinary clip by default, ``clip_norm=1.0``, which is cheaper and costs 1 to 2.3
+            AP. Which it is decides what losses are divided by: with ``example_clip`` by each image's own boxes, else by
+            those of all images of a step. Images of few boxes would otherwise weigh so much that an ordinary clip costs
+            4 to 5 AP (OWL-ViT, Table A5).
         inference: ``dict(mode="square", size=768)``: an image is brought to that many pixels on its longer side and
             stands in the upper left corner of a grey square, in training too. Or ``dict(mode="whole")``: every image
             as it is, at its own aspect, padded to whole patches; so NaFlex encoders take them.
@@ -44,13 +48,20 @@ class OWLViT(TextProbe):
         encoder: dict | nn.Module | None = None,
         text: dict | None = None,
         inference: dict | None = None,
+        clip_norm: float | str | None = "default",
+        example_clip: float | None = None,
         **probe,
     ):
+        if clip_norm == "default":
+            clip_norm = CLIP if example_clip is None and len(heads) == 1 else None
         self._sampled: dict[str, list[Tensor]] | None = None  # of each head the texts of the images of a training step
         self._examples: dict[str, Tensor] = {}  # of each head the vectors of examples, asked for instead of texts
         self._remembered: dict[str, Tensor] = {}
         self._frozen: tuple[nn.Module, ...] = ()  # the text tower, where it does not train, outside the module tree
-        super().__init__(heads, encoder, text, inference=inference or dict(mode="square", size=768), **probe)
+        super().__init__(
+            heads, encoder, text, inference=inference or dict(mode="square", size=768), clip_norm=clip_norm,
+            example_clip=example_clip, **probe,
+        )  # fmt: skip
 
     def check_heads(self) -> None:
         for name, head in self.heads.items():

@@ -204,6 +204,11 @@ class DenseProbe(BaseModel):
 
     def _check_example_clip(self) -> None:
         """Raise UserError for what would clip again, and for norms that one image at a time would change."""
+        if len(self.heads) > 1:
+            raise UserError(
+                f"example_clip={self.example_clip}: one norm over {len(self.heads)} heads would tie each to the "
+                "others; train one head, or give each its own optim=dict(clip_norm=...)."
+            )
         clipping = {"model.clip_norm": self.clip_norm}
         clipping |= {f"heads.{name}.optim.clip_norm": one.get("clip_norm") for name, one in self.optim.items()}
         for where, settings in (("encoder_optim", self.encoder_optim), ("text_optim", self.text_optim)):

@@ -352,6 +352,7 @@ def test_without_it_all_images_are_weighed_together():
         model([image], [s], mode="loss")["detection.loss_l1"] for image, s in zip(batch["inputs"], samples, strict=True)
     ]
     assert both.item() == pytest.approx((2 * alone[0].item() + alone[1].item()) / 3, rel=1e-4)
+    assert (built().clip_norm, built(clip_norm=None).clip_norm, built(example_clip=2.0).clip_norm) == (1.0, None, None)
     model.set_vocabulary(["x"])
     each = built(**TRAINS, example_clip=1.0)
     each.set_vocabulary(["x"])
@@ -445,6 +446,14 @@ def test_examples_are_kept_where_the_text_tower_trains():
 def test_settings_that_do_not_fit(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         built(**settings)
+
+
+def test_one_norm_over_several_heads_is_refused():
+    settings = config(example_clip=1.0)
+    settings["heads"]["other"] = settings["heads"]["detection"]
+    with pytest.raises(UserError, match="one norm over 2 heads would tie each to the others"):
+        build(MODELS, settings)
+    assert build(MODELS, {**settings, "example_clip": None}).clip_norm is None
 
 
 def test_other_heads_and_tasks_are_refused():
