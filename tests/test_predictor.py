@@ -239,7 +239,7 @@ def test_what_models_are_asked_for():
 
     model, queries = Model(), {"red": ["red", "olive"]}
     ask(model, ["red", "background"], queries)
-    assert model.asked == (["red", "background"], queries, None)
+    assert model.asked == (["red", "background"], queries)
     ask(model, ["red", "background"], queries, 0.5)
     assert model.asked == (["background", "red"], queries, 0.5)
     ask(model, ["red"], queries, 0.5)

@@ -215,11 +215,10 @@ def open_probe(config: Config, content, path: str | None):
             "ZeroShot, CATSeg or OWLViT."
         )
     # the texts of the config's own would be computed in vain
-    nothing = dict(classes=["thing"], queries=None, background_threshold=None)
-    if "heads" not in model:
-        model.update(nothing)
-    for parts in model.get("heads", {}).values():
-        parts["task"].update(nothing)
+    asked = [parts["task"] for parts in model["heads"].values()] if "heads" in model else [model]
+    for settings in asked:  # the texts of the config's own would be computed in vain
+        settings.update(classes=["thing"], queries=None)
+        settings.pop("background_threshold", None)
     probe = build(MODELS, model)
     take_head(config, probe, content, path)
     return probe.to(get_device()).eval()
