@@ -18,7 +18,20 @@ PAGES = {
     "performance.md": (
         "Performance",
         "Time and memory, both sides of each ratio in one run.",
-        ("encoder", "throughput", "evaluate", "heads", "loss", "store", "sweep", "camvid", "plan", "catseg", "owlvit"),
+        (
+            "encoder",
+            "throughput",
+            "evaluate",
+            "heads",
+            "loss",
+            "store",
+            "sweep",
+            "camvid",
+            "views",
+            "plan",
+            "catseg",
+            "owlvit",
+        ),
     ),
 }
 

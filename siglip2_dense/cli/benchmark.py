@@ -24,6 +24,7 @@ NAMES = (
     "sweep",
     "throughput",
     "unseen",
+    "views",
 )
 WITH_PICTURES = ("coco", "kitchen", "overfit", "unseen")  # they leave pictures in the folder FILE without its .json
 
