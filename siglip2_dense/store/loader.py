@@ -163,11 +163,15 @@ class Buffers:
 
 
 def ahead(items: Iterator) -> Iterator:
-    """The same items, made in a thread, AHEAD of them before they are asked for."""
+    """The same items, made in a thread, AHEAD of them before they are asked for.
+
+    The thread ends with this generator, or with the main thread: one that Python's exit finds at work in torch would
+    abort the process.
+    """
     waiting, stopped = queue.Queue(AHEAD), threading.Event()
 
     def put(entry) -> bool:
-        while not stopped.is_set():
+        while not stopped.is_set() and threading.main_thread().is_alive():
             try:
                 waiting.put(entry, timeout=0.2)
                 return True
@@ -184,7 +188,7 @@ def ahead(items: Iterator) -> Iterator:
         except BaseException as error:
             put((None, error))
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work)
     thread.start()
     try:
         while True:

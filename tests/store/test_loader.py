@@ -1,5 +1,7 @@
 """Batches from a store: the order, the content, and the thread that reads."""
 
+import subprocess
+import sys
 import threading
 import time
 from itertools import islice
@@ -177,3 +179,17 @@ def test_an_order_is_drawn_from_the_seed_and_the_epoch_alone():
     first = BlockSampler(100, 4, 1).order(5)
     assert np.array_equal(first, BlockSampler(100, 8, 1, 1, 4).order(5))
     assert np.array_equal(state, np.random.get_state()[1])
+
+
+LEFT_RUNNING = """
+import itertools, torch
+from siglip2_dense.store.loader import ahead
+items = ahead(torch.ones(2000, 2000).exp().sum() for _ in itertools.count())
+next(items)
+"""
+
+
+def test_a_process_ends_whatever_is_still_read_ahead():
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", LEFT_RUNNING], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
