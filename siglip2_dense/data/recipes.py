@@ -8,7 +8,11 @@ from pathlib import Path
 from siglip2_dense.data.ade20k import ADE20K
 from siglip2_dense.data.ade20k_full import NAMES, SOURCE, ADE20KFull, write_full
 from siglip2_dense.data.base import PixelDataset, data_root
-from siglip2_dense.data.box_recipes import BOX_RECIPES, COCO_IMAGES
+from siglip2_dense.data.boxes.coco import CocoDetection
+from siglip2_dense.data.boxes.lvis import LVIS
+from siglip2_dense.data.boxes.objects365 import Objects365, Objects365V1
+from siglip2_dense.data.boxes.recipes import BOX_RECIPES, COCO_IMAGES
+from siglip2_dense.data.boxes.visual_genome import VisualGenome
 from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.conversion import (
     NAVI_NOTE,
@@ -19,14 +23,11 @@ from siglip2_dense.data.conversion import (
     write_normals,
     write_official_test,
 )
-from siglip2_dense.data.detection import CocoDetection
 from siglip2_dense.data.download import unpack, unpack_below
 from siglip2_dense.data.folder import ImageFolder
 from siglip2_dense.data.generated import GeneratedScenes
-from siglip2_dense.data.lvis import LVIS
 from siglip2_dense.data.navi import NAVI
 from siglip2_dense.data.nyuv2 import LABELLED, LISTS, NORMALS, SPLITS, NYUv2, NYUv2GeoNet, NYUv2Labelled
-from siglip2_dense.data.objects365 import Objects365, Objects365V1
 from siglip2_dense.data.pascal import PascalVOC
 from siglip2_dense.data.pascal_context import (
     ALL_LABELS,
@@ -41,7 +42,6 @@ from siglip2_dense.data.pascal_context import (
 from siglip2_dense.data.pascal_context import LISTS as CONTEXT_LISTS
 from siglip2_dense.data.recipe import Archive, ByHand, Derived, Recipe
 from siglip2_dense.data.rgbd import RGBDFolder
-from siglip2_dense.data.visual_genome import VisualGenome
 from siglip2_dense.errors import UserError, nearest
 
 SETS: dict[str, type[PixelDataset]] = {

@@ -14,9 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from siglip2_dense.contracts import IGNORE, Sample
-from siglip2_dense.data.annotations import Annotations
 from siglip2_dense.data.base import IMAGE_SUFFIXES, PixelDataset
-from siglip2_dense.data.detection import BoxDataset
+from siglip2_dense.data.boxes.annotations import Annotations
+from siglip2_dense.data.boxes.coco import BoxDataset
 from siglip2_dense.data.geometry import fitted_normals
 from siglip2_dense.data.reading import DEPTH_MODES, WORKERS
 from siglip2_dense.data.recipes import OWN, RECIPES, SETS, Recipe, find_root, folders, own_targets, require_known

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from siglip2_dense.benchmark import evaluate, overfit, owlvit, plan, throughput
-from siglip2_dense.data.detection import CocoDetection
+from siglip2_dense.data.boxes.coco import CocoDetection
 from siglip2_dense.engine.devices import DEVICES
 
 

@@ -15,14 +15,14 @@ from scipy.sparse import csc_matrix
 from siglip2_dense.data import conversion
 from siglip2_dense.data import verify as module
 from siglip2_dense.data.ade20k import ADE20K
+from siglip2_dense.data.boxes.lvis import LVIS
+from siglip2_dense.data.boxes.visual_genome import VisualGenome
 from siglip2_dense.data.coco_stuff import COCOStuff
 from siglip2_dense.data.download import unpack_files
-from siglip2_dense.data.lvis import LVIS
 from siglip2_dense.data.pascal import PascalVOC
 from siglip2_dense.data.prepare import prepare
 from siglip2_dense.data.recipes import RECIPES
 from siglip2_dense.data.verify import verify
-from siglip2_dense.data.visual_genome import VisualGenome
 from siglip2_dense.errors import UserError
 
 SIZE = (6, 8)

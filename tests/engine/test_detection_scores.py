@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from siglip2_dense import compare
-from siglip2_dense.data.detection import CocoDetection
+from siglip2_dense.data.boxes.coco import CocoDetection
 from siglip2_dense.data.generated import GeneratedBoxes
 from siglip2_dense.data.loading import test_loader as loader_for_tests
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip2_dense.data.annotations import format_is_named, read_json
+from siglip2_dense.data.boxes.annotations import format_is_named, read_json
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
 

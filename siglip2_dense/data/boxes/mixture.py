@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from siglip2_dense.contracts import Sample
 from siglip2_dense.data.base import contiguous, data_root
-from siglip2_dense.data.box_transforms import chosen, merged, mosaic
-from siglip2_dense.data.detection import BoxDataset
-from siglip2_dense.data.duplicates import duplicates
-from siglip2_dense.data.names import Pool, RareNames, prompt, templates
+from siglip2_dense.data.boxes.coco import BoxDataset
+from siglip2_dense.data.boxes.duplicates import duplicates
+from siglip2_dense.data.boxes.names import Pool, RareNames, prompt, templates
+from siglip2_dense.data.boxes.transforms import chosen, merged, mosaic
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
 from siglip2_dense.registry import DATASETS, build

@@ -9,9 +9,9 @@ import pytest
 import torch
 from boxes_made import lvis_content, write_coco, write_image, write_json
 
+from siglip2_dense.data.boxes.mixture import DetectionMixture
+from siglip2_dense.data.boxes.names import templates
 from siglip2_dense.data.loading import stop_workers, train_loader
-from siglip2_dense.data.mixture import DetectionMixture
-from siglip2_dense.data.names import templates
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
 from siglip2_dense.records import describe_data

@@ -8,13 +8,13 @@ import torch
 from boxes_made import coco_content, lvis_content, write_coco, write_image, write_json
 from PIL import Image
 
-from siglip2_dense.data.detection import CocoDetection
-from siglip2_dense.data.lvis import LVIS
-from siglip2_dense.data.objects365 import Objects365, Objects365V1
+from siglip2_dense.data.boxes.coco import CocoDetection
+from siglip2_dense.data.boxes.lvis import LVIS
+from siglip2_dense.data.boxes.objects365 import Objects365, Objects365V1
+from siglip2_dense.data.boxes.visual_genome import VisualGenome
 from siglip2_dense.data.reading import read_image
 from siglip2_dense.data.subset import Subset
 from siglip2_dense.data.transforms import RandomFlip
-from siglip2_dense.data.visual_genome import VisualGenome
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS, build
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from boxes_made import write_json
 
-from siglip2_dense.data.names import Pool, RareNames, prompt, spellings, squashed, templates
+from siglip2_dense.data.boxes.names import Pool, RareNames, prompt, spellings, squashed, templates
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from siglip2_dense.contracts import Sample
-from siglip2_dense.data.box_transforms import GREY, PadToSquare, RandomBoxCrop, merged, mosaic, overlaps
+from siglip2_dense.data.boxes.transforms import GREY, PadToSquare, RandomBoxCrop, merged, mosaic, overlaps
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import TRANSFORMS, build
 

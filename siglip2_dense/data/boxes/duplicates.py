@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from siglip2_dense.data.detection import BoxDataset
+from siglip2_dense.data.boxes.coco import BoxDataset
 from siglip2_dense.data.reading import WORKERS, opened
 from siglip2_dense.files import atomic, cache_folder
 

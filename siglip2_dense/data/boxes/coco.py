@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from siglip2_dense.contracts import Sample, Size
-from siglip2_dense.data.annotations import Annotations, read_coco
 from siglip2_dense.data.base import PixelDataset, image_tensor
+from siglip2_dense.data.boxes.annotations import Annotations, read_coco
 from siglip2_dense.errors import UserError
 from siglip2_dense.registry import DATASETS
 

@@ -5,9 +5,9 @@ import pytest
 from boxes_made import coco_content, write_coco, write_image, write_json
 from PIL import Image
 
-from siglip2_dense.data import duplicates as module
-from siglip2_dense.data.detection import CocoDetection
-from siglip2_dense.data.duplicates import close, duplicates, looks
+from siglip2_dense.data.boxes import duplicates as module
+from siglip2_dense.data.boxes.coco import CocoDetection
+from siglip2_dense.data.boxes.duplicates import close, duplicates, looks
 
 
 def test_cocos_numbers_tell_where_both_sets_have_them(tmp_path, monkeypatch):

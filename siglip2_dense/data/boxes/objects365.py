@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from siglip2_dense.data.annotations import Annotations, read_coco
-from siglip2_dense.data.detection import BoxDataset
+from siglip2_dense.data.boxes.annotations import Annotations, read_coco
+from siglip2_dense.data.boxes.coco import BoxDataset
 from siglip2_dense.registry import DATASETS
 
 

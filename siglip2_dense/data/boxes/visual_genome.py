@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip2_dense.data.annotations import Annotations, arranged, format_is_named, read_json
-from siglip2_dense.data.detection import BoxDataset
+from siglip2_dense.data.boxes.annotations import Annotations, arranged, format_is_named, read_json
+from siglip2_dense.data.boxes.coco import BoxDataset
 from siglip2_dense.label_sets import canonical
 from siglip2_dense.registry import DATASETS
 
