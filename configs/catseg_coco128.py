@@ -31,7 +31,7 @@ model = dict(
     clip_norm=0.1,
     heads=dict(
         segmentation=dict(
-            head=dict(type="CATSegHead", grid=4, residual="own", blocks=1, pool=1),
+            head=dict(type="CATSegHead", grid=4, residual="own", blocks=1, pool=1, direct=True),
             task=dict(type="OpenVocabulary", templates="name", ignored="masked"),
             optim=dict(type="AdamW", lr=5e-4, weight_decay=1e-4, norm_decay=0.0),
         )

@@ -87,6 +87,16 @@ def test_windows_cover_an_axis_once():
     assert cuts(24, True) == [slice(0, 6), slice(6, 18), slice(18, 24)]
 
 
+def test_cosines_can_be_added_to_the_scores():
+    head, seen, text = built(prompts=3, direct=True), features(2), texts(20, 3)
+    plain = CATSegHead(FACTS, channels=0, prompts=3).eval()
+    assert set(head.state_dict()) - set(plain.state_dict()) == {"scale"}
+    plain.load_state_dict({key: value for key, value in head.state_dict().items() if key != "scale"})
+    cosines = torch.einsum("behw,tpe->btphw", F.normalize(seen.aligned, dim=1), text).mean(2)
+    added = head.scale * F.interpolate(cosines, (16, 24), mode="bilinear", align_corners=False)
+    assert torch.allclose(scores(head, seen, text), scores(plain, seen, text) + added, atol=1e-5)
+
+
 @pytest.mark.parametrize(("classes", "prompts", "grid"), [(1, 1, (4, 6)), (5, 3, (13, 7)), (300, 1, (2, 2))])
 def test_scores_equal_the_plain_implementation(classes, prompts, grid):
     head, seen, text = built(prompts=prompts), features(2, grid), texts(classes, prompts)

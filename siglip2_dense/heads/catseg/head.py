@@ -22,11 +22,13 @@ from siglip2_dense.heads.catseg.cost import costs, nearest_classes, widened
 from siglip2_dense.heads.catseg.decoder import Decoder, Guidance
 from siglip2_dense.heads.catseg.spatial import SpatialPart
 from siglip2_dense.registry import MODELS
+from siglip2_dense.resample import resize_logits
 
 WIDTH = 128
 MAPS_AT_ONCE = {"cpu": 16, "cuda": 128}  # maps of one class and image that a part has,
 VOLUMES_AT_ONCE = 4096  # and those whose volumes are there at a time in evaluation, or of one image if it has more
 LEFT_OUT = -100.0  # their score
+SCALE = 10.0  # of cosines in scores, where it begins: SigLIP's
 
 
 class AggregatorLayer(nn.Module):
@@ -55,6 +57,8 @@ class CATSegHead(nn.Module):
         blocks: layers of the aggregator.
         pool: see ``ClassPart``.
         checkpointing: in training, compute the parts again in the backward pass instead of keeping what they did.
+        direct: add the cosines themselves, times a factor that is learned, to the scores. CAT-Seg does not; it begins
+            with towers that have met already. Those that begin at random hardly meet through all its layers.
 
     Attributes:
         text: (T, P, E) unit vectors, set before use.
@@ -76,6 +80,7 @@ class CATSegHead(nn.Module):
         blocks: int = 2,
         pool: int = 2,
         checkpointing: bool = False,
+        direct: bool = False,
     ):
         super().__init__()
         _check(facts, prompts, grid, residual, blocks, pool)
@@ -93,6 +98,7 @@ class CATSegHead(nn.Module):
         self.guide1, self.guide2 = Guidance(width1, 256, 32, factor=2), Guidance(width2, 128, 16, factor=4)
         self.layers = nn.ModuleList(AggregatorLayer(pool) for _ in range(blocks))
         self.decoder = Decoder(WIDTH)
+        self.scale = nn.Parameter(torch.tensor(SCALE)) if direct else None
 
     def forward(self, features: Features) -> Tensor:
         """-> (B, T, 4h, 4w) float32."""
@@ -141,14 +147,14 @@ class CATSegHead(nn.Module):
                 volumes[i], added = self._run(_through, before, layer, volumes[i], own, sums, appearance)
                 total = total + added
             sums = total
-        last = self.layers[-1].classes
-        return torch.cat(
-            [
-                self._run(lambda x, own: self.decoder(last(x, own, sums), guidance), x, own)
-                for x, (_, own) in zip(volumes, parts, strict=True)
-            ],
-            dim=1,
-        )
+
+        def decoded(x: Tensor, text: Tensor, words: Tensor) -> Tensor:
+            scores = self.decoder(self.layers[-1].classes(x, words, sums), guidance)
+            if self.scale is None:
+                return scores
+            return scores + self.scale * resize_logits(costs(cells, text).mean(2), scores.shape[-2:])
+
+        return torch.cat([self._run(decoded, x, *own) for x, own in zip(volumes, parts, strict=True)], dim=1)
 
     def _embedded(self, cells: Tensor, text: Tensor) -> Tensor:
         """(B, t, h, w, C)"""
