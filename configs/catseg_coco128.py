@@ -5,10 +5,11 @@
         train_dataloader.dataset.classes=NAMES.json val_dataloader.dataset.root=FOLDER \
         val_dataloader.dataset.classes=NAMES.json
 
-It shows that all of it learns from photographs, and nothing of how well CAT-Seg does: that begins with towers trained
-on hundreds of millions of images and texts, and here it is evaluated on the images that it was trained with. The
-benchmark also scores 100 others. FOLDER has train2017/ID.jpg and semantic/train2017/ID.png, labels 0 to 132 in the
-order of the category ids of COCO's panoptic annotations, 255 where there is none.
+It is to show that all of it learns from photographs; how well CAT-Seg does is another matter, which begins with towers
+trained on hundreds of millions of images and texts. Here it is evaluated on the very images that it was trained with;
+the benchmark also scores 100 others. The cosines themselves are added to the scores (``direct``), as in catseg_demo.py.
+FOLDER has train2017/ID.jpg and semantic/train2017/ID.png, labels 0 to 132 in the order of the category ids of COCO's
+panoptic annotations, 255 where there is none.
 """
 
 _base_ = ["_base_/runtime.py"]

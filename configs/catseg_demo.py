@@ -13,7 +13,8 @@ one of each colour, are in the images too, but their pixels do not count. The be
 - together: all 33, so that "red sphere" stands beside "red box" and "blue sphere", which were trained.
 
 What comes of it, and what guessing does, is in docs/results.md. Towers that were trained with pairs of images and texts
-know what a red sphere is before CAT-Seg begins; these know nothing, and all that they learn of "red" is of 20 names.
+know what a red sphere is before CAT-Seg begins; these know nothing, and all that they learn of "red" is of 20 names. So
+that they meet soon, the cosines themselves are added to the scores (``direct``), which is not CAT-Seg's way.
 """
 
 _base_ = ["_base_/runtime.py"]
