@@ -53,6 +53,7 @@ def constant_loss(counts: Tensor) -> float:
 def _resized(labels: Tensor, size) -> Tensor:
     """(H, W) integers -> (*size), the nearest."""
     rows, columns = (
-        ((torch.arange(new) + 0.5) * old / new).long() for new, old in zip(size, labels.shape, strict=True)
+        ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
+        for new, old in zip(size, labels.shape, strict=True)
     )
     return labels[rows[:, None], columns]
