@@ -3,8 +3,8 @@
 Needs ``coco128/`` and ``weights/`` in the folder that SIGLIP2_DENSE_TEST_DATA names. Two tiny towers and the head train
 together, ``configs/catseg_coco128.py``. It shows that all of it learns from photographs: the loss falls below that of
 any constant, and the images that it was trained with are segmented better than guesses from their own labels. How well
-CAT-Seg does is another matter: that needs towers that know images and texts, and more than 100 photographs. Pictures
-are of images that were trained with.
+CAT-Seg does is another matter: that needs towers that know images and texts, and more than 100 photographs. The cosines
+are added to the scores (``direct``), which CAT-Seg does not do. Pictures are of images that were trained with.
 """
 
 from __future__ import annotations

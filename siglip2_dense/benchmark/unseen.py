@@ -4,6 +4,7 @@
 tells them apart. "exchanged" asks for each by the name of another: what is left then is not due to the names. In
 "together" all 33 compete, so that the kind counts too, and names stand beside that were trained. "Untrained" is the
 same model before its first step. Guesses at the ten are made from the very labels that are scored, which no model sees.
+The cosines are added to the scores (``direct``), which CAT-Seg does not do.
 """
 
 from __future__ import annotations
