@@ -17,31 +17,11 @@ know what a red sphere is before CAT-Seg begins; these know nothing, and all tha
 that they meet soon, the cosines themselves are added to the scores (``direct``), which is not CAT-Seg's way.
 """
 
-_base_ = ["_base_/runtime.py"]
+_base_ = ["_base_/runtime.py", "_base_/catseg_tiny.py"]
 
 model = dict(
-    type="CATSeg",
-    encoder=dict(
-        type="FrozenEncoder",
-        name="clip-base-16-224",
-        weights="random",
-        trainable="all",
-        model_args=dict(img_size=64, patch_size=8, depth=3, embed_dim=96, num_heads=3, num_classes=64),
-    ),
-    text=dict(
-        model_args=dict(embed_dim=64, width=64, heads=2, layers=1, context_length=16),
-        cache=False,
-        trainable=["q", "k", "v", "proj", "fc1", "fc2"],
-    ),
-    encoder_optim=dict(lr_mult=1.0),
-    clip_norm=0.1,
-    heads=dict(
-        segmentation=dict(
-            head=dict(type="CATSegHead", grid=8, residual="own", blocks=1, pool=1, direct=True),
-            task=dict(type="OpenVocabulary", templates="name", ignored="masked"),
-            optim=dict(type="AdamW", lr=5e-4, weight_decay=1e-4, norm_decay=0.0),
-        )
-    ),
+    encoder=dict(model_args=dict(patch_size=8, embed_dim=96)),
+    heads=dict(segmentation=dict(head=dict(grid=8))),
 )
 train_dataloader = dict(
     batch_size=2,

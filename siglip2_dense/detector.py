@@ -16,7 +16,7 @@ from siglip2_dense.engine.configs import check_keys
 from siglip2_dense.engine.evaluate import open_probe, read_head
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import write_text
-from siglip2_dense.predictor import check_stems, parse_prompts
+from siglip2_dense.predictor import check_paths, parse_prompts, readable
 from siglip2_dense.viz.boxes import boxes_panel
 from siglip2_dense.viz.layout import save_picture
 
@@ -52,7 +52,7 @@ def detect_files(
     read is named and left out; the error comes at the end.
     """
     check_keys(config)
-    check_stems(paths)
+    check_paths(paths)
     if not 0 <= threshold < 1:
         raise UserError(f"--threshold {threshold}: give a probability, from 0 to below 1.")
     if bool(prompts) == bool(examples):
@@ -67,21 +67,15 @@ def detect_files(
     else:
         probe.set_vocabulary(names, queries)
     (task, *_) = probe.tasks.values()
-    found, failed = [], []
-    for path in paths:
-        try:
-            image = read_image(path)
-        except UserError as error:
-            print(f"{path} is left out: {error}")
-            failed.append(path)
-            continue
-        detections = detect(probe, image, threshold)
-        found.append((path, image.shape[:2], detections))
-        _write_picture(Path(out) / f"{Path(path).stem}_boxes.png", image, detections, task, path)
-    write_text(Path(out) / FILE, json.dumps(coco_file(found, task.classes)) + "\n")
-    print(f"{Path(out) / FILE}: {sum(len(one.scores) for *_, one in found)} boxes of {len(found)} images")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(paths)} images could not be read: {', '.join(failed)}.")
+    found = []
+    try:
+        for path, image in readable(paths):
+            detections = detect(probe, image, threshold)
+            found.append((path, image.shape[:2], detections))
+            _write_picture(Path(out) / f"{Path(path).stem}_boxes.png", image, detections, task, path)
+    finally:  # what was found is kept, whatever became of the rest
+        write_text(Path(out) / FILE, json.dumps(coco_file(found, task.classes)) + "\n")
+        print(f"{Path(out) / FILE}: {sum(len(one.scores) for *_, one in found)} boxes of {len(found)} images")
 
 
 def detect(probe, image: np.ndarray, threshold: float = 0.0) -> Detections:

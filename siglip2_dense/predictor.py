@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,32 @@ def parse_prompts(text: str) -> tuple[list[str], dict[str, list[str]]]:
     return classes, queries
 
 
-def check_stems(paths: Sequence[str]) -> None:
-    """Raise UserError for images of one name, whose predictions would lie over each other."""
+def check_paths(paths: Sequence[str]) -> None:
+    """Raise UserError for images of one name, whose predictions would lie over each other, and where none is there."""
+    if not any(Path(path).is_file() for path in paths):
+        raise UserError(f"none of the images is there: {', '.join(map(str, paths))}; check the paths.")
     name, times = Counter(Path(path).stem for path in paths).most_common(1)[0]
     if times > 1:
         raise UserError(
             f"{times} of the images are called {name!r}; predict them into folders of their own, with --out."
         )
+
+
+def readable(paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Paths and images (H, W, 3) uint8 RGB. One that cannot be read is named and left out; the UserError comes after
+    the last.
+    """
+    failed = []
+    for path in paths:
+        try:
+            image = read_image(path)
+        except UserError as error:
+            print(f"{path} is left out: {error}")
+            failed.append(str(path))
+        else:
+            yield path, image
+    if failed:
+        raise UserError(f"{len(failed)} of {len(paths)} images could not be read: {', '.join(failed)}.")
 
 
 def _is_file(text: str) -> bool:
@@ -112,7 +131,7 @@ def predict_files(
     An image that cannot be read is named and left out; the error comes at the end.
     """
     check_keys(config)
-    check_stems(paths)
+    check_paths(paths)
     classes, queries = parse_prompts(prompts)  # what is wrong with them is said before the model is loaded
     transforms = [build(TRANSFORMS, one) for one in test_loading(config)["dataset"].get("transforms", [])]
     probe = open_probe(config, read_head(config, head), head)
@@ -120,18 +139,9 @@ def predict_files(
         raise UserError(f"{type(probe).__name__} finds boxes; give --task detect.")
     ask(probe, classes, queries, background)
     (task, *_) = probe.tasks.values()
-    failed = []
-    for path in paths:
-        try:
-            image = read_image(path)
-        except UserError as error:
-            print(f"{path} is left out: {error}")
-            failed.append(path)
-            continue
+    for path, image in readable(paths):
         labels = segment(probe, image, transforms)
         write(Path(out) / Path(path).stem, image, labels, task, str(path))
-    if failed:
-        raise UserError(f"{len(failed)} of {len(paths)} images could not be read: {', '.join(failed)}.")
 
 
 def write(place: Path, image: np.ndarray, labels: np.ndarray, task, source: str) -> None:

@@ -24,6 +24,18 @@ def test_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def real(test_data):
+    """``real(name)``: a folder or file of it; the test is skipped, and says so, where that is missing."""
+
+    def place(name: str) -> Path:
+        if not (test_data / name).exists():
+            pytest.skip(f"no {name} in {test_data}; set {VARIABLE} to a folder that has it")
+        return test_data / name
+
+    return place
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Fingerprints of test files do not go to the user's cache."""

@@ -42,7 +42,7 @@ def test_none_is_missed():
     known = {*PROBES, *CATSEG, *OWLVIT, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
     assert {path.stem for path in CONFIGS.glob("*.py")} == known
     assert len(PROBES) == 13 and len(CATSEG) == 7 and len(OWLVIT) == 5
-    assert len(list(CONFIGS.rglob("*.py"))) == 41
+    assert len(list(CONFIGS.rglob("*.py"))) == 42
 
 
 def check_text(name, command):

@@ -147,6 +147,7 @@ def timed(name: str, *arguments: str) -> float:
 
 
 def yardstick(folder: Path, scratch: Path, quick: bool) -> list[dict]:
+    """Figures: runs with either loss, cold and from the store, in bare passes; bytes on disk; mIoU in points."""
     size, steps = (168, 40) if quick else (336, 918)
     sizes = {f"{split}_dataloader__dataset__transforms__0__size": f"({size},{size})" for split in ("train", "val")}
     common = options(folder, train_cfg__max_iters=steps, train_cfg__val_interval=steps, **sizes)

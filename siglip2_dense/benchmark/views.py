@@ -30,6 +30,7 @@ train_dataloader = dict(dataset=dict(transforms=[
 
 
 def run(quick: bool) -> list[dict]:
+    """Figures: mIoU in points, live, and by how much that of stored views is less."""
     folder = data_folder("camvid")
     views, seeds, steps = ((1, 2), (0,), 6) if quick else (VIEWS, (0, 1), 460)
     scores: dict[int | None, list[float]] = {}

@@ -64,9 +64,8 @@ def test_an_image_and_a_step_of_detection_are_measured(monkeypatch, what):
     assert 0 < seconds < 60 and peak >= 0
 
 
-def test_the_first_photographs_are_a_set_by_themselves(test_data, tmp_path):
-    if not (source := test_data / "coco_tiny").is_dir():
-        pytest.skip("no small COCO")
+def test_the_first_photographs_are_a_set_by_themselves(real, tmp_path):
+    source = real("coco_tiny")
     boxes = overfit.first_images(source, tmp_path, 4)
     data, whole = CocoDetection("train", tmp_path), CocoDetection("train", source)
     assert len(data) == 4 and boxes >= sum(len(data[i].boxes) for i in range(4)) > 0

@@ -496,11 +496,9 @@ def test_a_marker_that_is_named_is_well(rgbd):
     assert verify("rgbd", rgbd, invalid=65535)
 
 
-def test_camvid_is_well(test_data, monkeypatch, capsys):
-    if not (test_data / "camvid").is_dir():
-        pytest.skip(f"no camvid in {test_data}; set SIGLIP2_DENSE_TEST_DATA")
+def test_camvid_is_well(real, monkeypatch, capsys):
     monkeypatch.setattr(module, "SAMPLE", 101)
-    assert verify("folder", test_data / "camvid", ignore=[11])
+    assert verify("folder", real("camvid"), ignore=[11])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["train", "367", "-", "101", "0"] in lines
     val = {line[0]: float(line[-1]) for line in lines if line and line[0] in ("road", "car")}

@@ -82,10 +82,8 @@ def test_generated_scenes_come_back_from_files(tmp_path):
     assert angles.median() < 0.5 and (angles < 3).float().mean() > 0.75
 
 
-def test_the_kitchen_loads_as_it_is(test_data):
-    root = test_data / "sevenscenes_redkitchen"
-    if not root.is_dir():
-        pytest.skip(f"no sevenscenes_redkitchen in {test_data}")
+def test_the_kitchen_loads_as_it_is(real):
+    root = real("sevenscenes_redkitchen")
     train, test = (RGBDFolder(root, split, invalid=(65535,)) for split in ("train", "test"))
     assert (len(train), len(test)) == (150, 50)
     depth = torch.stack([test[i].depth for i in range(0, 50, 5)] + [train[0].depth])

@@ -46,13 +46,11 @@ def scores_of(data, *arguments, **options):
     return report(metrics, probe.tasks), metrics, probe.tasks
 
 
-def test_real_images_are_scored_and_what_was_found_is_written(test_data, tmp_path):
+def test_real_images_are_scored_and_what_was_found_is_written(real, tmp_path):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if not (root := test_data / "coco_tiny").is_dir():
-        pytest.skip("no small COCO")
-    data = CocoDetection("val", root)
+    data = CocoDetection("val", real("coco_tiny"))
     found, metrics, tasks = scores_of(data)
     assert found["metrics"]["AP"] == pytest.approx(100) and found["images"] == 25 and found["intervals"] == {}
     assert sum(value is not None for value in found["per_class"]["AP"].values()) == 35

@@ -154,11 +154,8 @@ def test_lvis_rule_equals_the_lvis_api_on_a_miniature(count, tmp_path, monkeypat
     assert 0 < scores["AP"] < 90 and scores["APc"] != scores["APf"]
 
 
-def test_lvis_rule_equals_the_lvis_api_on_real_annotations(test_data, tmp_path, monkeypatch):
-    path = test_data / "lvis/lvis_val_100.json"
-    if not path.exists():
-        pytest.skip("no annotations of LVIS")
-    content = json.loads(path.read_text())
+def test_lvis_rule_equals_the_lvis_api_on_real_annotations(real, tmp_path, monkeypatch):
+    content = json.loads(real("lvis/lvis_val_100.json").read_text())
     for annotation in content["annotations"]:
         annotation.pop("segmentation")
     content["images"] = content["images"][:40]  # the API takes a second for ten images of 1,230 categories

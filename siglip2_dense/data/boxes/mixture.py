@@ -93,7 +93,7 @@ class DetectionMixture(Dataset):
         self.size, self.mosaics, self.merge, self.seed = size, tuple(mosaics), merge, seed
         self.negatives, self.max_queries, self.max_boxes = negatives, max_queries, max_boxes
         self.notes: list[str] = []
-        unseen = None if rare is None else RareNames(data_root(None, "") / rare)
+        unseen = None if rare is None else _rare_names(data_root(None, "") / rare)
         evaluation = [_with_boxes(build(DATASETS, config)) for config in exclude]
         total = sum(one.get("weight", 1) for one in sets)
         self.parts = []
@@ -215,6 +215,15 @@ class DetectionMixture(Dataset):
         box_names = tuple(tuple(written[name] for name in names if name in written) for names in sample.box_names)
         sample = replace(sample, box_names=box_names, queries=tuple(dict.fromkeys(written.values())))
         return chosen(sample, torch.tensor([i for i, names in enumerate(box_names) if names], dtype=torch.int64))
+
+
+def _rare_names(path: Path) -> RareNames:
+    if not path.is_file():
+        raise UserError(
+            f"DetectionMixture: {path} is not there, which says what is rare; tools/data.py prepare lvis, or rare=None "
+            "where names that are rare in LVIS may be trained on."
+        )
+    return RareNames(path)
 
 
 def _with_boxes(dataset: Dataset) -> BoxDataset:

@@ -78,10 +78,8 @@ def test_lvis_reads_images_of_both_folders_and_what_they_were_checked_for(tmp_pa
     assert data.scoring["image_ids"] == (1, 2, 3) and data.scoring["category_ids"] == (3, 7, 90)
 
 
-def test_lvis_of_version_0_5(test_data, tmp_path):
-    path = test_data / "lvis/lvis_val_100.json"
-    if not path.exists():
-        pytest.skip("no annotations of LVIS")
+def test_lvis_of_version_0_5(real, tmp_path):
+    path = real("lvis/lvis_val_100.json")
     content = json.loads(path.read_text())
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/lvis_v0.5_val.json").symlink_to(path)
@@ -231,10 +229,8 @@ def test_the_fingerprint_is_that_of_images_and_annotations(tmp_path):
 
 
 @pytest.mark.parametrize(("split", "boxes", "crowds", "empty"), [("train", 196, 2, 0), ("val", 170, 2, 1)])
-def test_real_coco(test_data, split, boxes, crowds, empty):
-    if not (root := test_data / "coco_tiny").is_dir():
-        pytest.skip("no small COCO")
-    data = CocoDetection(split, root)
+def test_real_coco(real, split, boxes, crowds, empty):
+    data = CocoDetection(split, real("coco_tiny"))
     content = json.loads(data.annotations.read_text())
     assert len(data) == 25 and len(data.classes) == 80 and data.category_ids[-1] == 90
     counts = np.diff(data.known.starts)
@@ -251,8 +247,6 @@ def test_real_coco(test_data, split, boxes, crowds, empty):
         assert (sample.boxes >= 0).all() and (sample.boxes <= torch.tensor([width, height] * 2)).all()
 
 
-def test_derived_boxes_of_real_panoptic_images(test_data):
-    if not (root := test_data / "coco128").is_dir():
-        pytest.skip("no coco128")
-    data = CocoDetection("val", root)
+def test_derived_boxes_of_real_panoptic_images(real):
+    data = CocoDetection("val", real("coco128"))
     assert len(data) == 100 and len(data.known.labels) == 712 - 5 and data[99].image.dtype == torch.uint8

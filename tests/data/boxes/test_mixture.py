@@ -266,14 +266,12 @@ def test_batches_have_the_queries_and_do_not_depend_on_workers(tmp_path):
     assert sum(len(sample.queries) for batch in batches[0] for sample in batch["data_samples"]) > 40
 
 
-def test_real_images_of_two_sets(test_data):
-    roots = [test_data / name for name in ("coco_tiny", "coco128")]
-    if not all(root.is_dir() for root in roots):
-        pytest.skip("no real COCO")
+def test_real_images_of_two_sets(real):
+    roots = [real(name) for name in ("coco_tiny", "coco128")]
     sets = [dict(dataset=dict(type="CocoDetection", split="train", root=root)) for root in roots]
     exclude = [dict(type="CocoDetection", split="val", root=root) for root in roots]
     transforms = [dict(type="RandomFlip"), dict(type="RandomBoxCrop")]
-    rare = test_data / "lvis/lvis_val_100.json"
+    rare = real("lvis/lvis_val_100.json")
     data = mixture(*sets, size=192, mosaics=(0.4, 0.3, 0.3), transforms=transforms, exclude=exclude, rare=rare)
     assert len(data) == 125 and len(data.notes) == 6
     for i in range(0, 125, 25):

@@ -96,10 +96,8 @@ def test_other_annotations_are_refused(tmp_path):
         RareNames(write_json(tmp_path / "a.json", {"categories": [{"id": 1, "name": "cat"}]}))
 
 
-def test_the_rule_on_real_annotations(test_data):
-    path = test_data / "lvis/lvis_val_100.json"
-    if not path.exists():
-        pytest.skip("no annotations of LVIS")
+def test_the_rule_on_real_annotations(real):
+    path = real("lvis/lvis_val_100.json")
     categories = json.loads(path.read_text())["categories"]
     rare = RareNames(path)
     assert all(one["name"] in rare for one in categories if one["frequency"] == "r")
