@@ -114,6 +114,7 @@ class Theirs:
 
     def __init__(self, case: Case):
         from mmengine import ConfigDict
+        from mmengine.registry import DefaultScope
         from mmseg.evaluation.metrics import IoUMetric
         from mmseg.models.decode_heads.decode_head import BaseDecodeHead
         from mmseg.models.segmentors import EncoderDecoder
@@ -133,11 +134,12 @@ class Theirs:
         for part in (Backbone, Head):
             MODELS.register_module(name=f"Benchmark{part.__name__}", module=part, force=True)
         sizes = dict(in_channels=1, channels=1, num_classes=case.classes)
-        self.model = EncoderDecoder(
-            backbone=dict(type="BenchmarkBackbone"),
-            decode_head=dict(type="BenchmarkHead", **sizes),
-            test_cfg=ConfigDict(mode="slide", crop_size=(CROP, CROP), stride=(STRIDE, STRIDE)),
-        ).eval()
+        with DefaultScope.overwrite_default_scope("mmseg"):  # a run in this process may have set another
+            self.model = EncoderDecoder(
+                backbone=dict(type="BenchmarkBackbone"),
+                decode_head=dict(type="BenchmarkHead", **sizes),
+                test_cfg=ConfigDict(mode="slide", crop_size=(CROP, CROP), stride=(STRIDE, STRIDE)),
+            ).eval()
         self.metric = IoUMetric(ignore_index=IGNORE, prefix="mmseg")
         self.metric.dataset_meta = {"classes": tuple(map(str, range(case.classes)))}
         self.case, self.sample = case, SegDataSample
