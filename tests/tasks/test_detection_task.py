@@ -164,6 +164,16 @@ def test_padding_of_a_native_aspect_batch_is_neither_matched_nor_found():
     assert len(found.scores) == 6 * 3
 
 
+def test_each_box_is_that_of_the_token_that_was_scored():
+    raw = raw_of(count=7, queries=3, seed=5)
+    found = Detection(["a", "b", "c"]).predict([(raw, SQUARE)])
+    probabilities, boxes = raw.logits().sigmoid(), corners(raw.boxes[0]) * 128  # twice the 64 of the frame
+    expected = sorted(((float(probabilities[t, q]), t, q) for t in range(7) for q in range(3)), reverse=True)
+    assert found.labels.tolist() == [q for *_, q in expected]
+    assert torch.allclose(found.scores, torch.tensor([p for p, *_ in expected]))
+    assert torch.allclose(found.boxes, boxes[[t for _, t, _ in expected]], atol=1e-4)
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 2**24])
 def test_the_best_of_all_scores_are_found_in_parts(monkeypatch, at_once):
     raw = raw_of(count=7, queries=11, seed=4)
