@@ -36,6 +36,15 @@ def real(test_data):
     return place
 
 
+@pytest.fixture
+def one_thread():
+    """Small runs wait for each other's threads longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Fingerprints of test files do not go to the user's cache."""

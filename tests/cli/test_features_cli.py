@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from siglip2_dense.cli import train
 from siglip2_dense.cli.common import run
@@ -20,12 +19,7 @@ from siglip2_dense.engine import extract
 TOOL = Path(__file__).resolve().parents[2] / "tools/features.py"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import TWO_RANKS, train
 from safetensors.torch import load_file
 
 from siglip2_dense import head_file
@@ -50,21 +51,9 @@ pictures = 1
 del names
 """
 FROZEN = 'del model["encoder"]["trainable"], model["text"]["trainable"], model["encoder_optim"]\n'
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def train(config, work_dir, *options, resume=False):
-    arguments = [str(config), "--work-dir", str(work_dir), *(["--resume"] if resume else [])]
-    train_verb.main([*arguments, *(["--cfg-options", *options] if options else [])])
-    return json.loads((work_dir / "results.json").read_text())
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_what_a_run_leaves_and_its_test_with_other_names(tiny, tmp_path):

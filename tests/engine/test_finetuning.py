@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from runs import TWO_RANKS, train
 from safetensors.torch import load_file
 
 from siglip2_dense import head_file
 from siglip2_dense.cli import test as test_verb
-from siglip2_dense.cli import train as train_verb
 from siglip2_dense.encoders import FrozenEncoder
 from siglip2_dense.errors import UserError
 
@@ -16,13 +16,6 @@ TUNED = """
 model["encoder"]["trainable"] = ["q", "v"]
 model["encoder_optim"] = dict(lr_mult=0.1, layer_decay=0.5)
 """
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
-def train(config, work_dir, *options, resume=False):
-    arguments = [str(config), "--work-dir", str(work_dir), *(["--resume"] if resume else [])]
-    train_verb.main([*arguments, *(["--cfg-options", *options] if options else [])])
-    return json.loads((work_dir / "results.json").read_text())
 
 
 def test_what_trains_is_saved_tested_and_only_that(tiny, tmp_path):

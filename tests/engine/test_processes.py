@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
+from runs import TWO_RANKS
 from safetensors.torch import load_file
 
 REPOSITORY = __import__("pathlib").Path(__file__).resolve().parents[2]
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tiny, tool, tmp_path):

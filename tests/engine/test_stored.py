@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import TWO_RANKS
 from safetensors.torch import load_file
 
 from siglip2_dense.cli import common
@@ -687,7 +688,6 @@ def test_a_resumed_run_from_a_store_is_the_uninterrupted_one_bit_for_bit(tiny, t
         train(tiny("train_cfg['save_interval'] = 4"), tmp_path / "run", None, "--resume")
 
 
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 RANK_SCRIPT = """
 import sys
 from pathlib import Path
