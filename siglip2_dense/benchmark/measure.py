@@ -109,6 +109,7 @@ def machine() -> dict:
     """What the figures were measured on."""
     return {
         "processor": _processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # of torch's kernels; logarithms differ by three times
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
