@@ -6,7 +6,10 @@ some of which do not count.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from siglip2_dense.benchmark.measure import figure, in_own_process, interleave, milliseconds, peak_increase, ratio
 from siglip2_dense.contracts import IGNORE
+from siglip2_dense.losses.blocks import Block
 from siglip2_dense.losses.sampled import sampled_cross_entropy
 from siglip2_dense.losses.segmentation import cross_entropy
 from siglip2_dense.losses.upsampled import upsampled_bce, upsampled_cross_entropy
@@ -27,6 +31,14 @@ CASES = {  # classes: (images, cells, pixels), and the targets of time and memor
 }
 WITH_BINARY = (150,)
 SAMPLES = 4096
+
+ROUNDS = 5  # of a profile
+PARTS = {  # methods of blocks
+    "first pixels and labels": ("__init__",),
+    "exponentials": ("exponentials",),
+    "own class": ("at_labels", "put_at_labels"),
+    "going back": ("pull_back",),
+}
 
 
 def losses(classes: int, shape: tuple[int, int, int]) -> dict[str, Callable[[], Tensor]]:
@@ -65,6 +77,37 @@ def memory(side: str, classes: int) -> int:
     return peak_increase(losses(classes, CASES[classes][0])[side])
 
 
+def where(classes: int) -> str:
+    """Milliseconds of a fused pass in one thread, by what is done to blocks."""
+    spent, threads = dict.fromkeys(PARTS, 0.0), torch.get_num_threads()
+
+    def timed(name: str, method: Callable) -> Callable:
+        def call(*arguments):
+            start = time.perf_counter()
+            found = method(*arguments)
+            spent[name] += time.perf_counter() - start
+            return found
+
+        return call
+
+    loss = losses(classes, CASES[classes][0])["fused"]
+    torch.set_num_threads(1)
+    try:
+        loss()
+        with ExitStack() as stack:
+            for name, methods in PARTS.items():
+                for method in methods:
+                    stack.enter_context(patch.object(Block, method, timed(name, getattr(Block, method))))
+            start = time.perf_counter()
+            for _ in range(ROUNDS):
+                loss()
+            whole = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
+    told = {**spent, "sums, logarithms and the rest": whole - sum(spent.values())}
+    return ", ".join(f"{name} {1e3 * taken / ROUNDS:.0f}" for name, taken in told.items())
+
+
 def run(quick: bool = False) -> list[dict]:
     """Figures for each number of classes; ``quick`` makes fewer rounds."""
     figures = []
@@ -76,6 +119,7 @@ def run(quick: bool = False) -> list[dict]:
         seconds = interleave(sides, rounds=3 if quick else 9)
         apart = abs(sides["fused"]() / sides["plain"]() - 1).item()
         detail = f"{milliseconds(seconds)}; values apart by {apart:.0e}"
+        detail += f"; ms in one thread: {where(classes)}"
         figures.append(figure(f"fused / plain, time, {case}", ratio(seconds, "fused", "plain"), longest, detail=detail))
         figures.append(figure(f"sampled / plain, time, {case}", ratio(seconds, "sampled", "plain")))
         if classes in WITH_BINARY:
