@@ -1,8 +1,8 @@
 """What OWL-ViT takes: an image's detection beside transformers' on the same weights, and a step of training.
 
 Weights are random, shapes those of CLIP B/16 (against transformers) and of SigLIP 2 B/16 and So400m/14 at their
-resolutions of detection. Both sides of the comparison see the same pixels and the same ids, and run both towers. With
---quick it is smaller images, fewer names, the first blocks of the towers, and SigLIP's smaller vocabulary.
+resolutions of detection. Both sides of the comparison begin with the same pixels of 8 bits and the same ids, and run
+both towers. With --quick it is smaller images, fewer names, the first blocks of the towers, and SigLIP's smaller vocabulary.
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ def against_transformers(name: str, rounds: int) -> dict:
     texts = model.text_encoder().to(device)
     ids = texts.tokenize(NAMES[: shape.names])
     tower = texts.tower
-    normalised = ((pixels.float() - model.encoder.mean) / model.encoder.std)[None]
     (head,) = model.heads.values()
 
     @torch.inference_mode()
@@ -103,6 +102,7 @@ def against_transformers(name: str, rounds: int) -> dict:
 
     @torch.inference_mode()
     def transformers():
+        normalised = ((pixels.float() - model.encoder.mean) / model.encoder.std)[None]
         found = theirs(input_ids=ids, pixel_values=normalised)
         _wait()
         return found.logits[0], found.pred_boxes[0]
