@@ -1,7 +1,7 @@
 """Open-vocabulary segmentation: CAT-Seg on CLIP B/16 at 384 pixels, as published; see configs/catseg_clip_large.py.
 
-    python tools/train.py configs/catseg_clip_base.py
-    python tools/test.py configs/catseg_clip_base.py HEAD_FILE --benchmarks all
+    siglip2-dense train catseg_clip_base
+    siglip2-dense test catseg_clip_base HEAD_FILE --benchmarks all
 
 Published mIoU, on the six sets of configs/_base_/open_vocabulary.py:
 

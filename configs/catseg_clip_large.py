@@ -1,12 +1,12 @@
 """Open-vocabulary segmentation: CAT-Seg on CLIP L/14 at 336 pixels, as published.
 
-    python tools/train.py configs/catseg_clip_large.py
-    python tools/test.py configs/catseg_clip_large.py HEAD_FILE --benchmarks all
+    siglip2-dense train catseg_clip_large
+    siglip2-dense test catseg_clip_large HEAD_FILE --benchmarks all
 
 The published model is tested in float32; its checkpoint becomes a head file by the first of these:
 
-    python tools/convert_head.py catseg model_large.pth catseg_clip_large.safetensors
-    python tools/test.py configs/catseg_clip_large.py catseg_clip_large.safetensors --benchmarks all \
+    siglip2-dense convert-head catseg model_large.pth catseg_clip_large.safetensors
+    siglip2-dense test catseg_clip_large catseg_clip_large.safetensors --benchmarks all \
         --cfg-options model.precision=fp32 model.encoder.precision=fp32
 
 Published mIoU, on the six sets of configs/_base_/open_vocabulary.py:

@@ -1,7 +1,7 @@
 """Open-vocabulary segmentation from random weights on 100 photographs of COCO, in minutes on two cores.
 
-    python tools/benchmark.py coco --json docs/figures/coco.json
-    python tools/train.py configs/catseg_coco128.py --cfg-options train_dataloader.dataset.root=FOLDER \
+    siglip2-dense benchmark coco --json docs/figures/coco.json
+    siglip2-dense train catseg_coco128 --cfg-options train_dataloader.dataset.root=FOLDER \
         train_dataloader.dataset.classes=NAMES.json val_dataloader.dataset.root=FOLDER \
         val_dataloader.dataset.classes=NAMES.json
 

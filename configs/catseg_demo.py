@@ -1,8 +1,8 @@
 """Open-vocabulary segmentation on generated scenes, from tiny towers that begin at random, without any download.
 
-    python tools/train.py configs/catseg_demo.py --work-dir work_dirs/catseg_demo
-    python tools/test.py configs/catseg_demo.py work_dirs/catseg_demo/head.safetensors --benchmarks all
-    python tools/predict.py IMAGE --config catseg_demo --head work_dirs/catseg_demo/head.safetensors \
+    siglip2-dense train catseg_demo --work-dir work_dirs/catseg_demo
+    siglip2-dense test catseg_demo work_dirs/catseg_demo/head.safetensors --benchmarks all
+    siglip2-dense predict IMAGE --config catseg_demo --head work_dirs/catseg_demo/head.safetensors \
         --prompts "red sphere, blue box, floor"
 
 Things are called by colour and kind. It trains with 20 of the 30 names and with floor, wall and ceiling; the other ten,

@@ -1,8 +1,8 @@
 """Open-vocabulary segmentation: CAT-Seg on OpenCLIP bigG/14; see configs/catseg_siglip2_large.py.
 
-    python tools/train.py configs/catseg_openclip_bigg.py
-    python tools/test.py configs/catseg_openclip_bigg.py HEAD_FILE --benchmarks all
-    python tools/train.py configs/catseg_openclip_bigg.py --encoder openclip-huge-14-224
+    siglip2-dense train catseg_openclip_bigg
+    siglip2-dense test catseg_openclip_bigg HEAD_FILE --benchmarks all
+    siglip2-dense train catseg_openclip_bigg --encoder openclip-huge-14-224
 
 Published mIoU, on the six sets of configs/_base_/open_vocabulary.py:
 

@@ -1,8 +1,8 @@
 """Open-vocabulary segmentation: CAT-Seg on SigLIP 2, trained on COCO-Stuff, for any class names.
 
-    python tools/train.py configs/catseg_siglip2_large.py
-    python tools/test.py configs/catseg_siglip2_large.py HEAD_FILE --benchmarks all
-    python tools/train.py configs/catseg_siglip2_large.py --encoder siglip2-so400m-16-384
+    siglip2-dense train catseg_siglip2_large
+    siglip2-dense test catseg_siglip2_large HEAD_FILE --benchmarks all
+    siglip2-dense train catseg_siglip2_large --encoder siglip2-so400m-16-384
 
 Published mIoU (SigLIP 2, Table 3), on the six sets of configs/_base_/open_vocabulary.py:
 

@@ -1,7 +1,7 @@
 """Open-vocabulary segmentation: CAT-Seg on the first SigLIP; see configs/catseg_siglip2_large.py.
 
-    python tools/train.py configs/catseg_siglip_large.py
-    python tools/test.py configs/catseg_siglip_large.py HEAD_FILE --benchmarks all
+    siglip2-dense train catseg_siglip_large
+    siglip2-dense test catseg_siglip_large HEAD_FILE --benchmarks all
 
 Published mIoU (SigLIP 2, Table 3), on the six sets of configs/_base_/open_vocabulary.py:
 

@@ -1,7 +1,7 @@
 """Generated scenes: OWL-ViT on two small towers without any training before, and without any download.
 
-    python tools/train.py configs/owlvit_demo.py
-    python tools/predict.py IMAGE --task detect --config owlvit_demo --head HEAD_FILE --prompts NAMES
+    siglip2-dense train owlvit_demo
+    siglip2-dense predict IMAGE --task detect --config owlvit_demo --head HEAD_FILE --prompts NAMES
 
 Boxes, spheres and cylinders of several colours are asked for by name: a toy of the whole way. On two cores it takes
 seven minutes, and AP50 comes to 16.

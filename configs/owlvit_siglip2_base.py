@@ -1,9 +1,9 @@
 """Open-vocabulary detection: OWL-ViT on SigLIP 2 B/16, trained on Objects365 and Visual Genome, for any names.
 
-    tools/dist_train.sh configs/owlvit_siglip2_base.py 8
-    python tools/train.py configs/owlvit_siglip2_base.py
-    python tools/test.py configs/owlvit_siglip2_base.py HEAD_FILE
-    python tools/predict.py IMAGE --task detect --config owlvit_siglip2_base --head HEAD_FILE --prompts NAMES
+    torchrun --nproc_per_node 8 -m siglip2_dense train owlvit_siglip2_base --launcher pytorch
+    siglip2-dense train owlvit_siglip2_base
+    siglip2-dense test owlvit_siglip2_base HEAD_FILE
+    siglip2-dense predict IMAGE --task detect --config owlvit_siglip2_base --head HEAD_FILE --prompts NAMES
 
 Published (SigLIP 2, Table 4), on COCO 2017 val and LVIS v1 val:
 

@@ -1,9 +1,9 @@
 """Open-vocabulary detection: OWL-ViT on SigLIP So400m/14, trained on Objects365 and Visual Genome, for any names.
 
-    tools/dist_train.sh configs/owlvit_siglip_so400m.py 8
-    python tools/train.py configs/owlvit_siglip_so400m.py
-    python tools/test.py configs/owlvit_siglip_so400m.py HEAD_FILE
-    python tools/predict.py IMAGE --task detect --config owlvit_siglip_so400m --head HEAD_FILE --prompts NAMES
+    torchrun --nproc_per_node 8 -m siglip2_dense train owlvit_siglip_so400m --launcher pytorch
+    siglip2-dense train owlvit_siglip_so400m
+    siglip2-dense test owlvit_siglip_so400m HEAD_FILE
+    siglip2-dense predict IMAGE --task detect --config owlvit_siglip_so400m --head HEAD_FILE --prompts NAMES
 
 Published (SigLIP 2, Table 4): COCO AP 44.3, LVIS AP 39.5, APr 40.9; see configs/owlvit_siglip2_base.py. Resolution,
 steps and learning rate are those of CLIP L/14 in OWL-ViT's paper.

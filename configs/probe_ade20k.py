@@ -1,7 +1,7 @@
 """ADE20K semantic segmentation: a linear head on a frozen encoder (SigLIP 2 paper, Table 2, column ADE20k).
 
-    python tools/train.py configs/probe_ade20k.py
-    python tools/train.py configs/probe_ade20k.py --encoder clip-large-14-224
+    siglip2-dense train probe_ade20k
+    siglip2-dense train probe_ade20k --encoder clip-large-14-224
 
 mIoU in the paper:
 

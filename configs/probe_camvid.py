@@ -1,7 +1,7 @@
 """CamVid road scenes: a linear head on a frozen encoder, in minutes on two CPU cores.
 
-    python tools/train.py configs/probe_camvid.py
-    python tools/test.py configs/probe_camvid.py work_dirs/probe_camvid_efficientnet-lite0/head.safetensors
+    siglip2-dense train probe_camvid
+    siglip2-dense test probe_camvid work_dirs/probe_camvid_efficientnet-lite0/head.safetensors
 
 15 epochs of 367 images. The validation images come from a sequence that is also in the training set; the test images
 are the harder and more honest ones. The layers are stages of a convolutional network; with a vision transformer give

@@ -1,9 +1,9 @@
 """CamVid cut to 336 x 336 pixels: a 1x1 convolution on the last map, 20 epochs of features that are extracted once.
 
-    python tools/train.py configs/probe_camvid_crops.py --features features
+    siglip2-dense train probe_camvid_crops --features features
 
-Nothing is drawn for an image, so that its one stored view is all there is of it. ``tools/benchmark.py camvid`` runs it
-on a ViT-S/14 of six blocks, and measures what it takes beside the encoder's pass.
+Nothing is drawn for an image, so that its one stored view is all there is of it. ``siglip2-dense benchmark
+camvid`` runs it on a ViT-S/14 of six blocks, and measures what it takes beside the encoder's pass.
 """
 
 _base_ = ["_base_/runtime.py", "_base_/camvid.py"]

@@ -1,8 +1,8 @@
 """Generated scenes: segmentation, depth and normals heads on one small pretrained encoder, without any download.
 
-    make demo
-    python tools/train.py configs/probe_demo.py
-    python tools/train.py configs/probe_demo.py --encoder siglip2-base-16-256   (where the hub can be reached)
+    siglip2-dense demo
+    siglip2-dense train probe_demo
+    siglip2-dense train probe_demo --encoder siglip2-base-16-256   (where the hub can be reached)
 
 The scenes are ray-cast, so that their targets are exact; the numbers compare encoders on a toy, not on photographs.
 The three heads train in one pass of the encoder, each with its own layers, loss and optimizer.

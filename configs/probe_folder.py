@@ -1,7 +1,7 @@
 """Images and masks of your own: a linear head on a frozen encoder.
 
-    python tools/data.py verify folder --root data/my_data
-    python tools/train.py configs/probe_folder.py --encoder siglip2-base-16-256
+    siglip2-dense data verify folder --root data/my_data
+    siglip2-dense train probe_folder --encoder siglip2-base-16-256
 
 Lay the data out as images/{train,val}/NAME.jpg, labels/{train,val}/NAME.png (255 = not counted) and classes.txt.
 A few hundred images do with these 2 000 steps; the classes are read from the folder.

@@ -1,7 +1,7 @@
 """200 Kinect frames of one kitchen (7-Scenes): depth and normals heads on a frozen encoder, in minutes on two cores.
 
-    python tools/train.py configs/probe_kitchen.py
-    python tools/test.py configs/probe_kitchen.py work_dirs/probe_kitchen_efficientnet-lite0/head.safetensors
+    siglip2-dense train probe_kitchen
+    siglip2-dense test probe_kitchen work_dirs/probe_kitchen_efficientnet-lite0/head.safetensors
 
 Lay it out as images/{train,test}/NAME.jpg and depth/{train,test}/NAME.png of 240 x 320 pixels (every second row and
 column of the published frames, in millimetres) with intrinsics.txt (fx = fy = 292.5, cx = 160, cy = 120).

@@ -1,6 +1,6 @@
 """NAVI depth of single objects: a DPT head on a frozen encoder (SigLIP 2 paper, Table 2, column NAVI depth).
 
-    python tools/train.py configs/probe_navi_depth.py
+    siglip2-dense train probe_navi_depth
 
 RMSE in the paper, of depths scaled to 0.01 ... 1 within each object (its values fit no other reading):
 

@@ -1,6 +1,6 @@
 """NAVI surface normals of single objects: a DPT head on a frozen encoder (SigLIP 2 paper, Table 2, NAVI normals).
 
-    python tools/train.py configs/probe_navi_normals.py
+    siglip2-dense train probe_navi_normals
 
 Angular RMSE in degrees in the paper:
 

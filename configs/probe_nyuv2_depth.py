@@ -1,7 +1,7 @@
 """NYUv2 depth: a linear head on a frozen encoder (SigLIP 2 paper, Table 2, column NYUv2 depth).
 
-    python tools/train.py configs/probe_nyuv2_depth.py
-    python tools/train.py configs/probe_nyuv2_depth.py --encoder dinov2-large-14 \
+    siglip2-dense train probe_nyuv2_depth
+    siglip2-dense train probe_nyuv2_depth --encoder dinov2-large-14 \
         --cfg-options model.heads.depth.head.norm=False
 
 RMSE in metres in the paper:

@@ -1,6 +1,6 @@
 """NYUv2 depth: a DPT head on a frozen encoder, for comparison with the DINOv2 and probe3d papers.
 
-    python tools/train.py configs/probe_nyuv2_depth_dpt.py --encoder dinov2-large-14
+    siglip2-dense train probe_nyuv2_depth_dpt --encoder dinov2-large-14
 
 The SigLIP 2 paper's column NYUv2 depth is a linear head's (see probe_nyuv2_depth.py): it has no number for this one.
 RMSE in metres of the DINOv2 paper's DPT heads, to reach first: DINOv2 S/14 0.356, B/14 0.317, L/14 0.293, g/14 0.279,

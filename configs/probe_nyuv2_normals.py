@@ -1,6 +1,6 @@
 """NYUv2 surface normals: a DPT head on a frozen encoder (SigLIP 2 paper, Table 2, column NYUv2 normals).
 
-    python tools/train.py configs/probe_nyuv2_normals.py
+    siglip2-dense train probe_nyuv2_normals
 
 Angular RMSE in degrees in the paper:
 

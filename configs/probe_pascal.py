@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 semantic segmentation: a linear head on a frozen encoder (SigLIP 2 paper, Table 2, column PASCAL).
 
-    python tools/train.py configs/probe_pascal.py
-    python tools/train.py configs/probe_pascal.py --encoder clip-large-14-224
+    siglip2-dense train probe_pascal
+    siglip2-dense train probe_pascal --encoder clip-large-14-224
 
 mIoU in the paper:
 

@@ -1,7 +1,7 @@
 """Colour and depth images of your own: depth and normals heads on one frozen encoder, trained in one pass.
 
-    python tools/data.py verify rgbd --root data/my_rgbd
-    python tools/train.py configs/probe_rgbd.py --encoder siglip2-base-16-256
+    siglip2-dense data verify rgbd --root data/my_rgbd
+    siglip2-dense train probe_rgbd --encoder siglip2-base-16-256
 
 Lay the data out as images/{train,val}/NAME.jpg, depth/{train,val}/NAME.png (16 bits, millimetres, 0 = none) and
 intrinsics.txt (3 x 3, of the images as they are stored); normals are derived from the depth. With class labels as well

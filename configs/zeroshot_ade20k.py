@@ -1,9 +1,9 @@
 """ADE20K semantic segmentation without training: the names of the 150 classes and an encoder trained with texts.
 
-    python tools/test.py configs/zeroshot_ade20k.py
-    python tools/test.py configs/zeroshot_ade20k.py --encoder clip-base-16-224
-    python tools/test.py configs/zeroshot_ade20k.py --benchmarks all     # and ADE20K-847, PASCAL Context, VOC
-    python tools/test.py configs/zeroshot_ade20k.py --encoder tipsv2-large-14-448 \
+    siglip2-dense test zeroshot_ade20k
+    siglip2-dense test zeroshot_ade20k --encoder clip-base-16-224
+    siglip2-dense test zeroshot_ade20k --benchmarks all     # and ADE20K-847, PASCAL Context, VOC
+    siglip2-dense test zeroshot_ade20k --encoder tipsv2-large-14-448 \
         --cfg-options model.alignment.residual=own model.alignment.mlp=True
 
 Nobody has published the mIoU of SigLIP 2 without training. Of others, with CLIP B/16 unless named:

@@ -1,7 +1,7 @@
 """COCO-Stuff semantic segmentation without training: the names of the 171 classes and an encoder trained with texts.
 
-    python tools/test.py configs/zeroshot_cocostuff.py
-    python tools/test.py configs/zeroshot_cocostuff.py --encoder clip-base-16-224
+    siglip2-dense test zeroshot_cocostuff
+    siglip2-dense test zeroshot_cocostuff --encoder clip-base-16-224
 
 Nobody has published the mIoU of SigLIP 2 without training. Of others, all with CLIP B/16:
 

@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 without training, its 20 objects alone: the background does not count.
 
-    python tools/test.py configs/zeroshot_voc20.py
-    python tools/test.py configs/zeroshot_voc20.py --encoder clip-base-16-224
+    siglip2-dense test zeroshot_voc20
+    siglip2-dense test zeroshot_voc20 --encoder clip-base-16-224
 
 Nobody has published the mIoU of SigLIP 2 without training. Of others, all with CLIP B/16:
 

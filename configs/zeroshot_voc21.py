@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 without training, its 20 objects and the background.
 
-    python tools/test.py configs/zeroshot_voc21.py
-    python tools/test.py configs/zeroshot_voc21.py --encoder clip-base-16-224
+    siglip2-dense test zeroshot_voc21
+    siglip2-dense test zeroshot_voc21 --encoder clip-base-16-224
 
 Nobody has published the mIoU of SigLIP 2 without training. Of others, with CLIP B/16: SCLIP 59.6, NACLIP with PAMR
 64.1.

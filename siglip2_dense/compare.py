@@ -47,7 +47,7 @@ def read(path: str | Path) -> Tested:
     if lacking:
         raise UserError(f"{path} is no record of a run or a test (it has no {min(lacking)!r}); give results*.json.")
     where = rows.place(path)
-    again = "run tools/test.py CONFIG HEAD_FILE --out FILE.json, which writes both anew, and compare that FILE.json."
+    again = "run siglip2-dense test CONFIG HEAD --out FILE.json, which writes both anew, and compare that FILE.json."
     if not where.is_file() and any(name.rpartition(".")[2] == "AP" for name in record["metrics"]):
         raise UserError(
             f"{path} scores detections: precision is of ranks over all images and no sum over them, so it has no rows "

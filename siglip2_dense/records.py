@@ -153,6 +153,8 @@ def describe_run(probe, command: str, seed: int, seconds: float, images_per_seco
 
 def revision() -> str | None:
     """The commit of the checkout that the package runs from, with a mark when it was changed; none when installed."""
+    if not (Path(__file__).parents[1] / ".git").exists():  # an installed package may lie in the user's own checkout
+        return None
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -187,9 +189,13 @@ def device_name() -> str:
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def write(path: str | Path, record: dict) -> None:
+def write(path: str | Path, record: dict | list) -> None:
     """Atomically; a number that is not finite becomes null."""
-    write_text(path, json.dumps(_finite(record), indent=2) + "\n")
+    write_text(path, as_json(record))
+
+
+def as_json(record: dict | list) -> str:
+    return json.dumps(_finite(record), indent=2) + "\n"
 
 
 def _finite(value):

@@ -38,6 +38,7 @@ ALLOWED["predictor"] = set(ALLOWED)
 ALLOWED["detector"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}
 ALLOWED["cli"] = set(ALLOWED) - {"cli"}
+ALLOWED["__main__"] = {"cli"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""The six sets of open-vocabulary segmentation, for ``tools/test.py CONFIG --benchmarks all``.
+"""The six sets of open-vocabulary segmentation, for ``siglip2-dense test CONFIG --benchmarks all``.
 
 Classes are asked for by the names of CAT-Seg's lists, which are the data sets' own but for the table of pc59; where
 those of ade847 or pc459 are not beside the data, ``benchmarks.ade847.dataset.classes=ade847.json`` says them. In voc21

@@ -86,13 +86,8 @@ def data_folder(name: str) -> Path:
 
 def verb(name: str, *arguments: str) -> None:
     """Run a verb of the command line in a process of its own; raises UserError with its last line when it fails."""
-    code = (
-        "import sys; from siglip2_dense.cli.common import run; "
-        f"from siglip2_dense.cli.{name} import main; sys.exit(run(main))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = [sys.executable, "-m", "siglip2_dense", name, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise UserError(f"{name} {' '.join(arguments)} failed: {done.stdout.strip().splitlines()[-1]}")
 

@@ -26,11 +26,17 @@ NAMES = (
     "unseen",
     "views",
 )
+EXAMPLES = """examples:
+  siglip2-dense benchmark encoder --quick
+  siglip2-dense benchmark store --json store.json
+"""
 WITH_PICTURES = ("coco", "kitchen", "overfit", "unseen")  # they leave pictures in the folder FILE without its .json
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--quick", action="store_true", help="the same ratios on less work, within a minute")
     parser.add_argument("--all-families", action="store_true", help="encoder: also one of each family of the catalogue")

@@ -1,4 +1,4 @@
-"""What all verbs share: configs by name, overrides that must exist, and errors in one sentence."""
+"""What all verbs share: configs by name, overrides that must exist, JSON for machines, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 
 from siglip2_dense.engine.configs import KEYS, OF_OPTIM, check_keys, find_config
 from siglip2_dense.errors import UserError, nearest
 
+NAME = "siglip2-dense"
+STDOUT = "-"  # where JSON goes without a file
+
 
 def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
-    """Call a verb; a UserError becomes a line on stderr and exit code 1."""
+    """Call a verb and give its exit code: 0, or 1 with the sentence of a UserError on stderr, or 130 when interrupted;
+    argparse itself ends with 2."""
     try:
         verb(argv)
     except UserError as error:
@@ -30,7 +35,46 @@ def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None)
 
 
 def command_line() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command of this process as it can be given again, with what launched it."""
+    program, *rest = sys.argv
+    if program.startswith(f"{NAME} "):  # see cli/main.py
+        verb = program.split()[1:]
+        command, module = [NAME, *verb], ["-m", "siglip2_dense", *verb]
+    else:
+        command, module = ["python", program], [program]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        nodes = os.environ["GROUP_WORLD_SIZE"]
+        several = [] if nodes == "1" else ["--nnodes", nodes]
+        command = ["torchrun", *several, "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *module]
+    elif "SLURM_NTASKS" in os.environ and "slurm" in (word.rpartition("=")[2] for word in rest):
+        command = ["srun", "--ntasks", os.environ["SLURM_NTASKS"], *command]
+    return shlex.join([*command, *rest])
+
+
+def add_json_argument(parser: argparse.ArgumentParser, file: bool = False) -> None:
+    """``--json``, and ``--json FILE`` where the text is to be seen as well; ``show`` reads it."""
+    if file:
+        words = "the same as JSON: written to FILE, or printed in its place; without FILE, put it last"
+        parser.add_argument("--json", nargs="?", const=STDOUT, metavar="FILE", help=words)
+    else:
+        parser.add_argument("--json", action="store_const", const=STDOUT, help="print JSON in place of the text")
+
+
+def show(found: dict | list, text: str, where: str | None) -> None:
+    """Print a verb's result, and write it, as ``--json`` asks. A number that is not finite becomes null."""
+    from siglip2_dense import records
+
+    if where == STDOUT:
+        print(records.as_json(found), end="")
+        return
+    print(text)
+    if where:
+        records.write(where, found)
+
+
+def words_aside(where: str | None) -> AbstractContextManager:
+    """While it lasts, what a verb says as it works goes to stderr, if its standard output is to be JSON alone."""
+    return redirect_stdout(sys.stderr) if where == STDOUT else nullcontext()
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

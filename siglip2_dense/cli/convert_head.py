@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 EXAMPLES = """examples:
-  python tools/convert_head.py dinov2_vits14_ade20k_linear_head.pth ade.safetensors --encoder dinov2-small-14
-  python tools/convert_head.py dinov2_vitl14_nyu_dpt_head.pth nyu.safetensors --encoder dinov2-large-14 --max-depth 10
-  python tools/convert_head.py tips_v2_b14_depth_dpt.zip depth.safetensors --encoder tipsv2-base-14-448
-  python tools/convert_head.py catseg model_base.pth        (see: python tools/convert_head.py catseg --help)
-  python tools/convert_head.py owlvit google/owlvit-base-patch16 owl.safetensors       (see: ... owlvit --help)
+  siglip2-dense convert-head dinov2_vits14_ade20k_linear_head.pth ade.safetensors --encoder dinov2-small-14
+  siglip2-dense convert-head dinov2_vitl14_nyu_dpt_head.pth nyu.safetensors --encoder dinov2-large-14 --max-depth 10
+  siglip2-dense convert-head tips_v2_b14_depth_dpt.zip depth.safetensors --encoder tipsv2-base-14-448
+  siglip2-dense convert-head catseg model_base.pth        (see: siglip2-dense convert-head catseg --help)
+  siglip2-dense convert-head owlvit google/owlvit-base-patch16 owl.safetensors       (see: ... owlvit --help)
 """
 OF_CATSEG = """Published checkpoints of CAT-Seg as head files, with what was trained of CLIP in them.
 
@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _catseg(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="convert_head.py catseg", description=OF_CATSEG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{Path(sys.argv[0]).name} catseg",
+        description=OF_CATSEG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="model_base.pth or model_large.pth, as the authors publish them")
     parser.add_argument("out", nargs="?", help="the head file to write; default SOURCE.safetensors, without its folder")
@@ -96,7 +98,9 @@ def _catseg(argv: list[str]) -> None:
 
 def _owlvit(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="convert_head.py owlvit", description=OF_OWLVIT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{Path(sys.argv[0]).name} owlvit",
+        description=OF_OWLVIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="a checkpoint's folder or file; with --config, a head file")
     parser.add_argument("out", help="OUT.safetensors; with --config, a folder")
@@ -123,7 +127,7 @@ def _owlvit(argv: list[str]) -> None:
     del model["heads"][owlvit.HEAD]["task"]["classes"]
     Config(dict(seed=0, model=model)).dump(config)
     print(
-        f"{arguments.out} and {config}: python tools/predict.py IMAGE --task detect --config {config} --head "
+        f"{arguments.out} and {config}: siglip2-dense predict IMAGE --task detect --config {config} --head "
         f"{arguments.out} --prompts NAMES"
     )
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from siglip2_dense.cli.common import read_config
+from siglip2_dense.cli.common import add_json_argument, read_config, show
 from siglip2_dense.engine.configs import config_folder, find_config
 from siglip2_dense.errors import UserError, nearest
 
 EXAMPLES = """examples:
-  python tools/data.py prepare ade20k
-  python tools/data.py verify pascal --all
-  python tools/data.py verify lvis
-  python tools/data.py verify folder --root my_set --ignore 11 255
-  python tools/data.py verify rgbd --root my_depth --invalid 65535
-  python tools/data.py show configs/probe_ade20k.py --split train --count 8
+  siglip2-dense data prepare ade20k
+  siglip2-dense data verify pascal --all
+  siglip2-dense data verify lvis
+  siglip2-dense data verify folder --root my_set --ignore 11 255
+  siglip2-dense data verify rgbd --root my_depth --invalid 65535
+  siglip2-dense data show probe_ade20k --split train --count 8
 """
 
 MARGIN = 8  # white pixels around each sample of a picture
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         verb.add_argument("--invalid", type=int, nargs="+", metavar="N", help="rgbd: depth in the files that is none")
         verb.add_argument("--scale", type=float, metavar="S", help="rgbd: what a metre is in the files; default 1000")
     verifying.add_argument("--all", action="store_true", help="read every image and its targets in full, not a sample")
+    add_json_argument(verifying)
     showing.add_argument("--split", default="train", help="of the set; of a config train, val or test; default train")
     showing.add_argument("--count", type=int, default=8, metavar="N", help="samples, spread over the split; default 8")
     showing.add_argument("--out", metavar="FILE.png", help="default work_dirs/show_NAME_SPLIT.png")
@@ -61,9 +62,15 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from siglip2_dense.data.verify import verify
+    from siglip2_dense.data.verify import describe, inspect
 
-    if not verify(arguments.name, arguments.root, arguments.all, **_options(arguments)):
+    splits = inspect(arguments.name, arguments.root, arguments.all, **_options(arguments))
+    if arguments.json:
+        found = {split: one.to_dict() for split, one in splits.items()}
+        show({"name": arguments.name, "splits": found}, "", arguments.json)
+    else:
+        describe(arguments.name, arguments.root, splits)
+    if any(one.problems for one in splits.values()):
         raise UserError(f"{arguments.name} is not well; the problems are listed above.")
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 
+from siglip2_dense.cli.common import add_json_argument, show
 from siglip2_dense.errors import UserError, nearest
 
 EXAMPLES = """examples:
-  python tools/encoders.py list --text --max-parameters 100
-  python tools/encoders.py list so400m --licence apache
-  python tools/encoders.py show siglip2-base-16-256
-  python tools/encoders.py check dinov2-base-14 --image photo.jpg
-  python tools/encoders.py check siglip2-base-16-512 --weights siglip2_b16_512.npz --size 384
-  python tools/encoders.py check vit_small_patch14_dinov2 --weights mine.safetensors --model-args depth=6
+  siglip2-dense encoders list --text --max-parameters 100
+  siglip2-dense encoders list so400m --licence apache
+  siglip2-dense encoders show siglip2-base-16-256
+  siglip2-dense encoders check dinov2-base-14 --image photo.jpg
+  siglip2-dense encoders check siglip2-base-16-512 --weights siglip2_b16_512.npz --size 384
+  siglip2-dense encoders check vit_small_patch14_dinov2 --weights mine.safetensors --model-args depth=6
 """
 PASSES = 3  # that are timed, after a first one
 
@@ -30,8 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     listing.add_argument("--text", action="store_true", help="only those with a text tower")
     listing.add_argument("--max-parameters", type=float, metavar="M", help="of the image tower, in millions")
     listing.add_argument("--licence", metavar="SUBSTRING", help="of the weights' licence")
-    listing.add_argument("--json", action="store_true", help="all that the catalogue knows, as JSON")
     showing = verbs.add_parser("show", help="all that is known of one; of a timm model what timm knows")
+    for verb in (listing, showing):
+        add_json_argument(verb)
     checking = verbs.add_parser("check", help="build one, load its weights, time it and draw what its maps hold")
     for verb in (showing, checking):
         verb.add_argument("name", help="a name of the catalogue, or of a timm model")
@@ -51,17 +52,14 @@ def _list(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     entries = _chosen(arguments)
-    if arguments.json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=2))
-        return
     head = ("name", "family", "pixels", "patch", "width", "blocks", "parameters", "text", "licence", "tables")
     rows = [
         (e.name, e.family, *map(str, (e.resolution, e.patch, e.width, e.blocks)), f"{e.parameters / 1e6:.1f} M",
          str(e.embed_dim or "-"), e.licence, e.tables)
         for e in entries
     ]  # fmt: skip
-    _print_table([head, *rows])
-    print(f"{len(entries)} encoders. text: width of the space that they share with a text tower.")
+    notes = f"{len(entries)} encoders. text: width of the space that they share with a text tower."
+    show([asdict(entry) for entry in entries], f"{_table([head, *rows])}\n\n{notes}", arguments.json)
 
 
 def _chosen(arguments: argparse.Namespace) -> list:
@@ -94,14 +92,14 @@ def _plain(text: str) -> str:
     return "".join(letter for letter in text.lower() if letter.isalnum())
 
 
-def _print_table(rows) -> None:
+def _table(rows) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
-    print()
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
     from siglip2_dense.encoders.catalogue import catalogue, find
 
     entry = find(arguments.name)
@@ -124,9 +122,10 @@ def _show(arguments: argparse.Namespace) -> None:
         "licence": known.licence or "not stated",
         "in the paper": f"SigLIP 2, tables {known.tables.replace(',', ', ')}" if known.tables[:1].isdigit() else "no",
     }
-    _print_facts(known.name, facts)
+    text = _facts(known.name, facts)
     if {"*", "?"} & set(known.tables):
-        print("* and ? mark tables that do not say which of several checkpoints they mean.")
+        text += "\n* and ? mark tables that do not say which of several checkpoints they mean."
+    show(asdict(known), text, arguments.json)
 
 
 def _as_timm_says(entry):
@@ -200,22 +199,20 @@ def _check(arguments: argparse.Namespace) -> None:
         if not values.isfinite().all():
             raise UserError(f"{facts.name}: {what} holds values that are not finite in {encoder.precision}.")
     height, width = maps[taps[-1].block].shape[-2:]
-    _print_facts(
-        f"{facts.name}, weights: {arguments.weights}",
-        {
-            "fingerprint": facts.fingerprint,
-            "blocks": str(facts.num_blocks),
-            "width": " ".join(map(str, dict.fromkeys(facts.widths))),
-            "grid": f"{height}x{width} cells of {facts.strides[-1]} pixels, "
-            f"for an image of {image.shape[1]}x{image.shape[2]}",
-            "prefix": _prefix(facts.prefix.count("class"), facts.prefix.count("register")),
-            "pooled": f"{facts.pooled}, {features.pooled.shape[-1]} channels",
-            "text tower": _text(entry.text, facts.aligned_width),
-            "parameters": f"{facts.parameters:,}",
-            "time": f"{_milliseconds(encoder, image):.0f} ms an image, median of {PASSES}, {encoder.precision}, "
-            f"{device_name()}",
-        },
-    )
+    told = {
+        "fingerprint": facts.fingerprint,
+        "blocks": str(facts.num_blocks),
+        "width": " ".join(map(str, dict.fromkeys(facts.widths))),
+        "grid": f"{height}x{width} cells of {facts.strides[-1]} pixels, "
+        f"for an image of {image.shape[1]}x{image.shape[2]}",
+        "prefix": _prefix(facts.prefix.count("class"), facts.prefix.count("register")),
+        "pooled": f"{facts.pooled}, {features.pooled.shape[-1]} channels",
+        "text tower": _text(entry.text, facts.aligned_width),
+        "parameters": f"{facts.parameters:,}",
+        "time": f"{_milliseconds(encoder, image):.0f} ms an image, median of {PASSES}, {encoder.precision}, "
+        f"{device_name()}",
+    }
+    print(_facts(f"{facts.name}, weights: {arguments.weights}", told))
     out = arguments.out or f"work_dirs/check_{facts.name}.png"
     save_picture(out, _panel(image, maps, features.geometry[0]))
     maps_are = "maps after the final norm" if facts.final_norm else "maps"
@@ -301,6 +298,6 @@ def _triple(values) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def _print_facts(title: str, facts: dict[str, str]) -> None:
+def _facts(title: str, facts: dict[str, str]) -> str:
     width = max(map(len, facts))
-    print(title, *(f"  {key.ljust(width)}  {value}" for key, value in facts.items()), sep="\n")
+    return "\n".join([title, *(f"  {key.ljust(width)}  {value}" for key, value in facts.items())])

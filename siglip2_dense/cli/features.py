@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from siglip2_dense.cli.common import add_config_arguments, load_config
+from siglip2_dense.cli.common import add_config_arguments, add_json_argument, load_config, show
 from siglip2_dense.errors import UserError
 
 EXAMPLES = """examples:
-  python tools/features.py extract configs/probe_ade20k.py --encoder siglip2-base-16-512 --features features
-  torchrun --nproc_per_node 8 tools/features.py extract configs/probe_ade20k.py --features features --launcher pytorch
-  python tools/features.py extract configs/probe_ade20k.py --features features --part 3/16   (a job array: 16 such jobs)
-  python tools/train.py configs/probe_ade20k.py --encoder siglip2-base-16-512 --features features
-  python tools/features.py info features
-  python tools/features.py prune features train-0123456789ab
+  siglip2-dense features extract probe_ade20k --encoder siglip2-base-16-512 --features features
+  torchrun --nproc_per_node 8 -m siglip2_dense features extract probe_ade20k --features features --launcher pytorch
+  siglip2-dense features extract probe_ade20k --features features --part 3/16   (a job array: 16 such jobs)
+  siglip2-dense train probe_ade20k --encoder siglip2-base-16-512 --features features
+  siglip2-dense features info features
+  siglip2-dense features prune features train-0123456789ab
 """
 
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     pruning = verbs.add_parser("prune", help="remove stores by their names, which info shows")
     for verb in (verifying, informing, pruning):
         verb.add_argument("folder", metavar="DIR", type=Path, help="the folder that was given as --features")
+    add_json_argument(informing)
     pruning.add_argument("stores", nargs="+", metavar="STORE")
     arguments = parser.parse_args(argv)
     {"extract": _extract, "verify": _verify, "info": _info, "prune": _prune}[arguments.verb](arguments)
@@ -45,7 +46,7 @@ def _extract(arguments: argparse.Namespace) -> None:
 
     stores = extract_features(load_config(arguments), part)
     if is_main_process():
-        _print(stores)
+        print(_table(stores))
     distributed.stop()
 
 
@@ -82,7 +83,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     if wrong:
         raise UserError(
             f"{wrong} file{'s' * (wrong > 1)} of {arguments.folder} cannot be used; the next run with --features "
-            f"{arguments.folder}, or tools/features.py extract, extracts them again."
+            f"{arguments.folder}, or siglip2-dense features extract, extracts them again."
         )
     if unreadable:
         raise UserError(f"{unreadable} of the stores in {arguments.folder} cannot be read; prune them, as said above.")
@@ -90,7 +91,18 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    _print(_contents(arguments.folder))
+    from siglip2_dense.store.folder import Unreadable, described
+    from siglip2_dense.store.store import folder_bytes
+
+    stores = _contents(arguments.folder)
+    found = [{key.replace(" ", "_"): value for key, value in row.items()} for row in described(stores)]
+    for one, row in zip(stores, found, strict=True):
+        row["bytes"] = folder_bytes(one.path)
+        if isinstance(one, Unreadable):
+            row["problem"] = one.problem
+        else:
+            row["files_missing"] = len(one.missing(one.views()))
+    show(found, _table(stores), arguments.json)
 
 
 def _prune(arguments: argparse.Namespace) -> None:
@@ -110,13 +122,12 @@ def _contents(folder: Path) -> list:
     return found
 
 
-def _print(stores: list) -> None:
-    """A table with a line for each store."""
+def _table(stores: list) -> str:
+    """A line for each store."""
     from siglip2_dense.store.folder import described
 
     rows = described(stores)
     names = list(max(rows, key=len))  # of one that cannot be read less is known
     table = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        print("  ".join(map(str.ljust, cells, widths)).rstrip())
+    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table)

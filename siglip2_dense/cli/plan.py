@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 
-from siglip2_dense.cli.common import add_config_arguments, load_config
+from siglip2_dense.cli.common import add_config_arguments, add_json_argument, load_config, show
 from siglip2_dense.files import size_text
 
 EXAMPLES = """examples:
-  python tools/plan.py configs/probe_ade20k.py --device h100
-  python tools/plan.py configs/probe_ade20k.py --device a100 --cfg-options model.encoder.precision=bf16
-  python tools/plan.py configs/probe_navi_depth.py --encoder dinov2-base-14 --images 2024 555 --features DIR
+  siglip2-dense plan probe_ade20k --device h100
+  siglip2-dense plan probe_ade20k --device a100 --cfg-options model.encoder.precision=bf16
+  siglip2-dense plan probe_navi_depth --encoder dinov2-base-14 --images 2024 555 --features DIR
 """
 UNKNOWN = "unknown"
 
@@ -28,18 +28,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="how many, if not to be looked for"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write all of it")
+    add_json_argument(parser, file=True)
     arguments = parser.parse_args(argv)
 
-    from siglip2_dense import records
     from siglip2_dense.engine.devices import DEVICES, measured_cpu
     from siglip2_dense.engine.plan import plan
 
     device = measured_cpu() if arguments.device == "cpu" else DEVICES[arguments.device]
     found = plan(load_config(arguments), device, arguments.images)
-    print(_text(found))
-    if arguments.json:
-        records.write(arguments.json, found)
+    show(found, _text(found), arguments.json)
 
 
 def _text(found: dict) -> str:

@@ -7,10 +7,10 @@ import argparse
 from siglip2_dense.cli.common import add_config_arguments, command_line, load_config
 
 EXAMPLES = """examples:
-  python tools/train.py configs/probe_ade20k.py
-  python tools/train.py configs/probe_ade20k.py --encoder dinov2-base-14
-  python tools/train.py configs/probe_ade20k.py --features features
-  torchrun --nproc_per_node 8 tools/train.py configs/probe_ade20k.py --launcher pytorch
+  siglip2-dense train probe_ade20k
+  siglip2-dense train probe_ade20k --encoder dinov2-base-14
+  siglip2-dense train probe_ade20k --features features
+  torchrun --nproc_per_node 8 -m siglip2_dense train probe_ade20k --launcher pytorch
 """
 
 

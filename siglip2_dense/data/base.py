@@ -107,7 +107,7 @@ class PixelDataset(Dataset):
     def remedy(self, action: str) -> str:
         """What to do about missing files, to end an error with; ``action`` is "prepare" or "verify"."""
         known = type(self).name  # to the command line; a variant may go by another name
-        return f"run `python tools/data.py {action} {known} --root {self.root}`."
+        return f"run `siglip2-dense data {action} {known} --root {self.root}`."
 
     def require(self, *names: str) -> None:
         """Raise UserError when the root, or one of these files or folders below it, is missing."""

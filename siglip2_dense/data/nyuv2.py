@@ -7,8 +7,8 @@ Neither source of normals documents its axes, so each reader has a constant, ``s
 package's (x right, y down, z into the scene, towards the camera). What is known of them: GeoNet's code counts a normal
 only where its product with the pixel's ray is positive and compares its predictions with Ladický's as they are, and
 DSINE says of the same data that a wall facing the camera is (0, 0, 1). So both are x right, y down, z into the scene,
-away from the camera. ``tools/data.py verify`` compares stored normals with those that follow from the depth, axis by
-axis: it is that check which makes a score on them trustworthy.
+away from the camera. ``siglip2-dense data verify`` compares stored normals with those that follow from the depth, axis
+by axis: it is that check which makes a score on them trustworthy.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class NYUv2Labelled(PixelDataset):
     """The 795 ("train") and 654 ("test") frames of nyu_depth_v2_labeled.mat, split by splits.mat.
 
     depth: "raw", with holes, or "filled" in. targets: "depth" or "normals" or both. Normals are those of Ladický et al.
-    2014 as FAIR's self-supervision benchmark hands them out, in ``normals.npy`` as ``tools/data.py prepare`` writes it;
-    there are none where FAIR's mask or the raw depth says so. ``root`` holds the three files.
+    2014 as FAIR's self-supervision benchmark hands them out, in ``normals.npy`` as ``siglip2-dense data prepare``
+    writes it; there are none where FAIR's mask or the raw depth says so. ``root`` holds the three files.
     """
 
     name = "nyuv2_labelled"
@@ -283,7 +283,7 @@ def open_labelled(path: Path):
 def read_normals(path: Path, count: int) -> np.ndarray:
     """(count, 480, 640, 3) float32, left on the disk; raises UserError where the file holds something else."""
     shape = (count, *SIZE, 3)
-    again = "remove it and run `python tools/data.py prepare nyuv2_labelled`."
+    again = "remove it and run `siglip2-dense data prepare nyuv2_labelled`."
     try:
         normals = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

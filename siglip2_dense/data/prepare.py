@@ -23,7 +23,7 @@ def prepare(name: str, root: str | Path | None = None) -> bool:
     if name in OWN:
         raise UserError(
             f"a folder of your own is not downloaded: lay it out as {OWN[name]}, then run "
-            f"`python tools/data.py verify {name} --root DIR`."
+            f"`siglip2-dense data verify {name} --root DIR`."
         )
     recipe, root = RECIPES[name], find_root(name, root)
     downloads = root.parent / "downloads"
@@ -37,7 +37,7 @@ def prepare(name: str, root: str | Path | None = None) -> bool:
     for part in recipe.by_hand:
         if not any(root.glob(part.makes)):
             raise UserError(
-                f"{name}: {part.how.format(root=root)}, and run `python tools/data.py prepare {name} --root {root}`."
+                f"{name}: {part.how.format(root=root)}, and run `siglip2-dense data prepare {name} --root {root}`."
             )
     whole = verify(name, root)
     if whole and downloads.is_dir() and any(downloads.iterdir()):

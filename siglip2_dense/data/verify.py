@@ -57,39 +57,60 @@ class Split:
     boxes: Annotations | None = None
     problems: list[str] = field(default_factory=list)
 
+    def to_dict(self) -> dict:
+        return {
+            "images": self.images,
+            "expected": self.expected,
+            "read_in_full": len(self.read),
+            "problems": self.problems,
+            "normals_as_depth": None if self.agreement is None else self.agreement.tolist(),
+        }
+
 
 def verify(name: str, root: str | Path | None = None, everything: bool = False, **options) -> bool:
-    """Print what is wrong with a data set, a table of its splits, and what its targets hold.
+    """Inspect a data set and print what was found; returns whether all is well."""
+    splits = inspect(name, root, everything, **options)
+    describe(name, root, splits)
+    return not any(found.problems for found in splits.values())
+
+
+def inspect(name: str, root: str | Path | None = None, everything: bool = False, **options) -> dict[str, Split]:
+    """What a data set has and lacks, by split; nothing of scenes that are made as they are read.
 
     Every image must have targets of its size, as far as the files' headers say; SAMPLE images of each split, evenly
     spread, or all, are read in full. Stored normals are compared with those that follow from the depth. options: how to
-    read it, settings of its class. Returns whether all is well.
+    read it, settings of its class.
     """
     require_known(name)
     if name == "generated":
-        print("generated: the scenes are made as they are read; there is nothing to verify.")
-        return True
+        return {}
     root = find_root(name, root)
     options = ({"targets": own_targets(root)} if name == "rgbd" else TO_VERIFY.get(name, {})) | options
     recipe = RECIPES.get(name) or Recipe(counts=dict.fromkeys(folders(root / "images")))
-    splits = {
+    return {
         split: _inspect(name, recipe, {"split": split, "root": root, **options}, everything) for split in recipe.counts
     }
+
+
+def describe(name: str, root: str | Path | None, splits: dict[str, Split]) -> None:
+    """Print what is wrong with a data set, a table of its splits, and what its targets hold."""
+    if name == "generated":
+        print("generated: the scenes are made as they are read; there is nothing to verify.")
+        return
     _print_problems(splits)
-    print(f"{name} in {root}")
+    print(f"{name} in {find_root(name, root)}")
     _print_table([["split", "images", "expected", "read in full", "problems"], *map(_row, splits, splits.values())])
     read = {split: found for split, found in splits.items() if found.read}
     _print_targets(read)
     if name in OWN:
         _print_shares({split: found for split, found in read.items() if found.read[0].pixels is not None})
-    return not any(found.problems for found in splits.values())
 
 
 def _inspect(name: str, recipe: Recipe, settings: dict, everything: bool) -> Split:
     cls, split, root = SETS[name], settings["split"], settings["root"]
     expected = recipe.counts[split]
     part = root / recipe.parts.get(split, "")
-    advice = None if name in OWN else f"move {part} away and run `python tools/data.py prepare {name} --root {root}`."
+    advice = None if name in OWN else f"move {part} away and run `siglip2-dense data prepare {name} --root {root}`."
     found = Split(expected)
     try:
         dataset = build(DATASETS, {"type": _lenient(cls, found.problems, advice), **settings})

@@ -64,7 +64,7 @@ def check_keys(config) -> None:
 def check_trains(config) -> None:
     """Raise UserError when a config does not say all that training needs."""
     if _value(config, "train_dataloader") is None and _value(config, "test_dataloader") is not None:
-        raise UserError("the config has nothing to train; it is for tools/test.py.")
+        raise UserError("the config has nothing to train; it is for siglip2-dense test.")
     _check_set(config, NEEDED_TO_TRAIN)
 
 

@@ -17,6 +17,8 @@ from torch import nn
 from siglip2_dense.engine.memory import keep_freed_memory
 from siglip2_dense.errors import UserError
 
+SRUN = "srun --ntasks GPUS siglip2-dense ... --launcher slurm"
+
 
 @MODEL_WRAPPERS.register_module()
 class OwnSteps(nn.Module):
@@ -54,8 +56,8 @@ def start(launcher: str) -> None:
         _slurm_environment()
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
     if missing:
-        start_with = {"pytorch": "torchrun or tools/dist_train.sh", "slurm": "tools/slurm_train.sh"}[launcher]
-        raise UserError(f"--launcher {launcher}: {', '.join(missing)} not set; start with {start_with}.")
+        start_with = {"pytorch": "torchrun --nproc_per_node GPUS -m siglip2_dense ...", "slurm": SRUN}[launcher]
+        raise UserError(f"--launcher {launcher}: {', '.join(missing)} not set; start with {start_with}")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         dist.init_process_group("nccl")
@@ -71,7 +73,7 @@ def stop() -> None:
 def _slurm_environment() -> None:
     """Torch's variables from Slurm's; the first node of the list is the master."""
     if "SLURM_PROCID" not in os.environ:
-        raise UserError("--launcher slurm: not inside a Slurm step; start with tools/slurm_train.sh.")
+        raise UserError(f"--launcher slurm: not inside a Slurm step; start with {SRUN}")
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_NODELIST"]  # a step may have a part of the job's
     if "MASTER_ADDR" not in os.environ:
         try:

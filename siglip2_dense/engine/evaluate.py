@@ -100,7 +100,7 @@ def report(metrics: dict, tasks: dict) -> dict:
         if all(math.isnan(value) for value in values.values()):
             raise UserError(
                 f"heads.{name}: nothing in the data could be scored; look at their {tasks[name].target} with "
-                "`python tools/data.py show`: unit, scale, range (min_depth to max_depth), ignored labels or boxes are "
+                "`siglip2-dense data show`: unit, scale, range (min_depth to max_depth), ignored labels or boxes are "
                 "wrong."
             )
         lines.append(f"{name}: " + "  ".join(f"{key} {_short(value)}" for key, value in values.items()))
@@ -200,7 +200,7 @@ def take_head(config: Config, probe, content: head_file.HeadFile | None, path: s
     if content is not None:
         head_file.load_into(probe, describe_heads(config, probe), content, path)
     elif any(True for _ in probe.parameters()):
-        raise UserError("the config's heads are to be trained: give the head file (tools/test.py CONFIG HEAD_FILE).")
+        raise UserError("the config's heads are to be trained: give the head file, siglip2-dense test CONFIG HEAD.")
 
 
 def open_probe(config: Config, content, path: str | None):

@@ -168,7 +168,7 @@ def _held(folder: Path, key: dict, views: int, data) -> tuple[Store | None, list
         if others := found - {here[name]}:
             print(
                 f"features in {store.path} were made with {name} {' and '.join(sorted(others))}, here is {here[name]}; "
-                f"tools/features.py prune {folder} {store.path.name} to have them made anew",
+                f"siglip2-dense features prune {folder} {store.path.name} to have them made anew",
                 flush=True,
             )
     return store, list(problems)

@@ -122,7 +122,7 @@ def sweep(config: Config, command: str = "", resume: bool = False) -> None:
     records.write(work_dir / SUMMARY, summary)
     save_picture(work_dir / PLOT, plot(summary))
     print(table(summary))
-    print(f"{work_dir / HEAD} holds the chosen; python tools/test.py {work_dir / CHOSEN} {work_dir / HEAD}")
+    print(f"{work_dir / HEAD} holds the chosen; siglip2-dense test {work_dir / CHOSEN} {work_dir / HEAD}")
 
 
 def choose(heads: Sequence[Member], tasks: Mapping, scores: Mapping[str, Mapping], lost: Mapping) -> list[Member]:

@@ -43,7 +43,7 @@ def create(store: Store) -> Store:
 
 def load(path: Path) -> Store:
     """The store in ``path``. Raises UserError where there is none, or one of another version."""
-    prune = f"remove it with tools/features.py prune {path.parent} {path.name}."
+    prune = f"remove it with siglip2-dense features prune {path.parent} {path.name}."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:

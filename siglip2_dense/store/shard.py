@@ -184,7 +184,7 @@ class Shard:
             }
         except (OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
             raise UserError(
-                f"{path}: no file of features ({first_line(error)}); run tools/features.py verify."
+                f"{path}: no file of features ({first_line(error)}); run siglip2-dense features verify."
             ) from error
 
     def __len__(self) -> int:
@@ -231,5 +231,5 @@ class Shard:
             while done < len(target):
                 count = os.preadv(stream.fileno(), [target[done:]], start + done)
                 if not count:
-                    raise UserError(f"{self.path} is truncated; run tools/features.py verify, then the same again.")
+                    raise UserError(f"{self.path} is truncated; siglip2-dense features verify, then the same again.")
                 done += count

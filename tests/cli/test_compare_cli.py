@@ -266,7 +266,7 @@ def test_a_record_without_its_own_rows_is_refused(pair, tmp_path):
     stale = json.loads(pair[1].read_text())
     stale["metrics"]["mIoU"] += 0.1
     pair[1].write_text(json.dumps(stale))
-    with pytest.raises(UserError, match=r"per_image.safetensors gives mIoU .* are of two tests; run tools/test.py"):
+    with pytest.raises(UserError, match=r"per_image.safetensors gives mIoU .* are of two tests; run siglip2-dense"):
         compare(pair)
     rows.place(pair[1]).unlink()
     with pytest.raises(UserError, match=r"has no rows of its images, looked for .*per_image.safetensors; run tools"):

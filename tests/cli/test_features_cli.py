@@ -144,7 +144,7 @@ def test_a_store_that_cannot_be_read_is_shown_and_removed(stored, call):
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["store", train, val]
     assert "cannot be read" in out.splitlines()[1]
     code, out, err = call("verify", folder)
-    assert code == 1 and f"tools/features.py prune {folder} {train}" in out and "1 of the stores" in err
+    assert code == 1 and f"siglip2-dense features prune {folder} {train}" in out and "1 of the stores" in err
     assert call("prune", folder, train)[0] == 0 and call("extract", config, "--features", folder)[0] == 0
     assert call("verify", folder)[0] == 0
 

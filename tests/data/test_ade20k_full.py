@@ -141,7 +141,7 @@ def test_what_another_preparation_has_written_is_kept(ade):
     image = ade / "images_detectron2/validation/ADE_val_00000002.jpg"
     image.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((9, 5, 3), np.uint8)).save(image)
-    with pytest.raises(UserError, match=r"classes\.txt; run `python tools/data\.py prepare ade20k_full --root"):
+    with pytest.raises(UserError, match=r"classes\.txt; run `siglip2-dense data prepare ade20k_full --root"):
         ADE20KFull("val", ade)
     assert prepare("ade20k_full", ade)
     assert ADE20KFull("val", ade)[1].labels.unique().tolist() == [7]

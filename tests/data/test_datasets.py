@@ -141,12 +141,12 @@ def test_missing_labels_are_named_with_their_image(ade):
 
 def test_a_missing_root_says_where_and_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(
-        UserError, match=rf"{tmp_path}/no; run `python tools/data.py prepare ade20k --root {tmp_path}/no`"
+        UserError, match=rf"{tmp_path}/no; run `siglip2-dense data prepare ade20k --root {tmp_path}/no`"
     ):
         ADE20K("train", tmp_path / "no")
     monkeypatch.setenv("SIGLIP2_DENSE_DATA", str(tmp_path))
     with pytest.raises(
-        UserError, match=rf"looked in {tmp_path}/VOCdevkit/VOC2012; run `python tools/data.py prepare pas"
+        UserError, match=rf"looked in {tmp_path}/VOCdevkit/VOC2012; run `siglip2-dense data prepare pas"
     ):
         PascalVOC("val")
 
@@ -154,9 +154,7 @@ def test_a_missing_root_says_where_and_how_to_get_it(tmp_path, monkeypatch):
 def test_an_empty_split_says_where_and_what_explains(ade):
     for path in [*ade.glob("images/validation/*"), *ade.glob("annotations/validation/*")]:
         path.unlink()
-    with pytest.raises(
-        UserError, match=r"no images of split 'val', looked in .*ADE.*python tools/data.py verify ade20k"
-    ):
+    with pytest.raises(UserError, match=r"no images of split 'val', looked in .*ADE.*siglip2-dense data verify ade20k"):
         ADE20K("val", ade)
 
 
@@ -206,7 +204,7 @@ def test_voc20_counts_the_objects_alone(voc):
 
 
 def test_voc20_is_prepared_as_pascal(tmp_path):
-    with pytest.raises(UserError, match=r"voc20 is not there or not complete, .*run `python tools/data.py prepare pas"):
+    with pytest.raises(UserError, match=r"voc20 is not there or not complete, .*run `siglip2-dense data prepare pas"):
         PascalVOC("val", tmp_path / "no", background=False)
 
 
@@ -259,9 +257,7 @@ def test_a_number_that_coco_stuff_does_not_have_is_named(coco, number):
 
 def test_a_listed_image_that_is_not_there_is_named(voc):
     (voc / "JPEGImages/v1.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"JPEGImages/v1\.jpg is listed but not there; run `python tools/data.py verify"
-    ):
+    with pytest.raises(UserError, match=r"JPEGImages/v1\.jpg is listed but not there; run `siglip2-dense data verify"):
         PascalVOC("val", voc)
 
 

@@ -280,7 +280,7 @@ def test_wrong_settings_are_sentences(ball, settings, sentence):
         ({"cat/wild_set/images/009.jpg": None}, "cat/wild_set/images/009.jpg is listed but not there"),
         (
             {"cat/wild_set/depth/009.png": None, "cat/wild_set/depth/010.png": None, "cat/wild_set/depth": None},
-            "navi is not there or not complete, looked in .*cat/wild_set/depth; run `python tools/data.py prepare navi",
+            "navi is not there or not complete, looked in .*cat/wild_set/depth; run `siglip2-dense data prepare navi",
         ),
         (
             {"cat/wild_set/depth/009.png": _png(np.ones(SMALL, np.uint8))},
@@ -370,7 +370,7 @@ def test_navi_is_prepared_and_verified(tmp_path, monkeypatch, capsys):
     (root / "dog/wild_set/depth/000.png").unlink()
     assert not verify("navi", root)
     out = capsys.readouterr().out
-    assert f"test: 2 objects instead of 3; move {root} away and run `python tools/data.py prepare navi --root" in out
+    assert f"test: 2 objects instead of 3; move {root} away and run `siglip2-dense data prepare navi --root" in out
     assert "000.jpg has no depth" in out
 
 

@@ -498,9 +498,7 @@ def test_nyuv2_is_prepared_but_for_what_is_fetched_by_hand(bts, labelled, tmp_pa
         prepare("nyuv2", root)
     sentence = str(caught.value)
     assert "sync.zip" in sentence and "github.com/cleinc/bts" in sentence and f"{root}/sync/basement_0001a" in sentence
-    assert (
-        sentence.endswith(f"run `python tools/data.py prepare nyuv2 --root {root}`.") and len(NYUv2("test", root)) == 1
-    )
+    assert sentence.endswith(f"run `siglip2-dense data prepare nyuv2 --root {root}`.") and len(NYUv2("test", root)) == 1
     (bts / "sync").rename(root / "sync")
     assert prepare("nyuv2", root)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -513,8 +511,7 @@ def test_nyuv2_is_prepared_but_for_what_is_fetched_by_hand(bts, labelled, tmp_pa
     assert not verify("nyuv2", root)
     out = capsys.readouterr().out
     assert (
-        f"line 4, but not there; move {root}/sync away and run `python tools/data.py prepare nyuv2 --root {root}`"
-        in out
+        f"line 4, but not there; move {root}/sync away and run `siglip2-dense data prepare nyuv2 --root {root}`" in out
     )
     assert "sync_depth_00002.png: holds L pixels, not depth" in out
 

@@ -220,5 +220,5 @@ def test_archives_that_are_others_are_named(archives, tmp_path, monkeypatch):
 
 def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path):
     for cls, name in ((PascalContext, "pascal_context"), (PascalContext459, "pascal_context_459")):
-        with pytest.raises(UserError, match=f"run `python tools/data.py prepare {name} --root {tmp_path}`"):
+        with pytest.raises(UserError, match=f"run `siglip2-dense data prepare {name} --root {tmp_path}`"):
             cls("val", tmp_path)

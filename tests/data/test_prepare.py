@@ -354,7 +354,7 @@ def test_a_whole_set_is_well(ade, capsys):
         ({"images/training/b.jpg": _image()[:-40]}, "images/training/b.jpg: truncated or not a readable image"),
         (
             {"images/validation/d.jpg": _image(), "annotations/validation/d.png": _labels([1])},
-            "val: 2 images instead of 1; move {ade} away and run `python tools/data.py prepare ade20k --root {ade}`.",
+            "val: 2 images instead of 1; move {ade} away and run `siglip2-dense data prepare ade20k --root {ade}`.",
         ),
     ],
     ids=["missing labels", "wrong size", "bad value", "no image", "truncated", "wrong count"],

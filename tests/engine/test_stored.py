@@ -400,7 +400,7 @@ def test_other_versions_of_what_makes_features_are_told(parts, small_files, monk
         store.forget(0, 1)
         extract.ensure(config, probe, data, config.train_dataloader)
     told = capsys.readouterr().out
-    assert f"{store.path} were made with timm {here['timm']}, here is 99.0; tools/features.py prune " in told
+    assert f"{store.path} were made with timm {here['timm']}, here is 99.0; siglip2-dense features prune " in told
     extract.ensure(config, probe, data, config.train_dataloader)
     assert "were made with timm 99.0, here is" in capsys.readouterr().out  # one file of it
 

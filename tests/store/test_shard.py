@@ -89,7 +89,7 @@ def test_features_in_the_text_space_and_without_the_rest():
 def test_a_truncated_file_is_named(written, kept):
     path = written[0]
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"shard.safetensors.*tools/features.py verify"):
+    with pytest.raises(UserError, match=r"shard.safetensors.*siglip2-dense features verify"):
         Shard(path).bytes("labels", 0, 5)
 
 

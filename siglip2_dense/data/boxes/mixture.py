@@ -220,8 +220,8 @@ class DetectionMixture(Dataset):
 def _rare_names(path: Path) -> RareNames:
     if not path.is_file():
         raise UserError(
-            f"DetectionMixture: {path} is not there, which says what is rare; tools/data.py prepare lvis, or rare=None "
-            "where names that are rare in LVIS may be trained on."
+            f"DetectionMixture: {path} is not there, which says what is rare; siglip2-dense data prepare lvis, or "
+            "rare=None where names that are rare in LVIS may be trained on."
         )
     return RareNames(path)
 

@@ -148,7 +148,7 @@ def test_visual_genome(tmp_path):
     assert [len(data[i].boxes) for i in (0, 1)] == [0, 2]
     assert data[1].boxes.tolist() == [[2, 3, 12, 20]] * 2 and data[1].box_names == (("clock old",), ("tree",))
     (tmp_path / "image_data.json").unlink()
-    with pytest.raises(UserError, match=r"image_data\.json; run `python tools/data.py prepare visual_genome"):
+    with pytest.raises(UserError, match=r"image_data\.json; run `siglip2-dense data prepare visual_genome"):
         VisualGenome(root=tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_annotations_that_cannot_be_right_are_named(tmp_path, change, said):
 
 
 def test_files_that_are_missing_or_cut_off_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"instances_train2017\.json; run `python tools/data.py prepare coco"):
+    with pytest.raises(UserError, match=r"instances_train2017\.json; run `siglip2-dense data prepare coco"):
         CocoDetection("train", tmp_path)
     write_coco(tmp_path, BOXES)
     path = tmp_path / "annotations/instances_train2017.json"
