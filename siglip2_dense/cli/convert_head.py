@@ -64,11 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _catseg(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"{Path(sys.argv[0]).name} catseg",
-        description=OF_CATSEG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _parser("catseg", OF_CATSEG)
     parser.add_argument("source", help="model_base.pth or model_large.pth, as the authors publish them")
     parser.add_argument("out", nargs="?", help="the head file to write; default SOURCE.safetensors, without its folder")
     parser.add_argument("--encoder", metavar="NAME", help="clip-base-16-224 or clip-large-14-336; told by its shapes")
@@ -97,11 +93,7 @@ def _catseg(argv: list[str]) -> None:
 
 
 def _owlvit(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"{Path(sys.argv[0]).name} owlvit",
-        description=OF_OWLVIT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _parser("owlvit", OF_OWLVIT)
     parser.add_argument("source", help="a checkpoint's folder or file; with --config, a head file")
     parser.add_argument("out", help="OUT.safetensors; with --config, a folder")
     parser.add_argument("--config", metavar="CONFIG", help="of the head file that is to be written in their layout")
@@ -129,6 +121,13 @@ def _owlvit(argv: list[str]) -> None:
     print(
         f"{arguments.out} and {config}: siglip2-dense predict IMAGE --task detect --config {config} --head "
         f"{arguments.out} --prompts NAMES"
+    )
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    prog = f"{Path(sys.argv[0]).name} {name}"
+    return argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
