@@ -16,8 +16,7 @@ $(READY): pyproject.toml
 
 demo: venv
 	rm -rf work_dirs/demo
-	$(BIN)/python tools/train.py configs/probe_demo.py --work-dir work_dirs/demo
-	@echo "numbers: work_dirs/demo/results.json   pictures: work_dirs/demo/pictures/"
+	$(BIN)/siglip2-dense demo
 
 test: venv
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
