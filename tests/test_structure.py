@@ -99,6 +99,12 @@ def test_every_room_of_the_package_is_in_the_wheel():
     assert listed == rooms | {"siglip2_dense.configs", "siglip2_dense.configs._base_"}
 
 
+def test_who_cites_it_cites_this_version():
+    from siglip2_dense import __version__
+
+    assert f"\nversion: {__version__}\n" in (PACKAGE.parent / "CITATION.cff").read_text()
+
+
 def test_no_module_is_heavy_to_ask_for_help():
     for path in (PACKAGE / "cli").glob("*.py"):
         for node in ast.parse(path.read_text()).body:

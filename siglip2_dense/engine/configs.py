@@ -71,7 +71,7 @@ def check_trains(config) -> None:
 def _check_set(config, keys: tuple[str, ...]) -> None:
     for key in keys:
         if _value(config, key) is None:
-            raise UserError(f"the config does not set {key!r}; the files in configs/ show how.")
+            raise UserError(f"the config does not set {key!r}; `siglip2-dense configs show NAME` shows how.")
 
 
 def _value(config, key: str):

@@ -84,7 +84,7 @@ def axes_of(config: Config) -> dict[str, dict[str, list]]:
         return {name: {} for name in heads}
     if not isinstance(sweep, dict):
         raise UserError(f"sweep={sweep!r}: give dict(SETTING=[VALUE, …]), such as dict(lr=[1e-4, 1e-3]).")
-    given = {key: values for key, values in sweep.to_dict().items() if key != "holdout"}
+    given = {key: values for key, values in sweep.to_dict().items() if key != "holdout"}  # type: ignore[attr-defined]
     own = {name: given.pop(name) for name in heads if isinstance(given.get(name), dict)}
     for place, settings in {"sweep": given, **{f"sweep.{name}": settings for name, settings in own.items()}}.items():
         for key, values in settings.items():

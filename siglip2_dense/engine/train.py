@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ class KeepHeads(Hook):
         self.config = run.config.train_cfg
         self.spoilt: torch.Tensor | bool = False  # which of the step's losses have not been finite
         self.mark = time.time()
-        self.notes = {  # plain data, saved with the state
+        self.notes: dict[str, Any] = {  # plain data, saved with the state
             "identity": run.identity,
             "history": [],  # what was measured at which step
             "best": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -98,7 +99,7 @@ class DenseProbe(BaseModel):
         if not heads:
             raise UserError("DenseProbe: give at least one head, heads=dict(NAME=dict(head=..., task=..., optim=...)).")
         self.optim: dict[str, dict] = {}
-        self.tasks: dict[str, object] = {}
+        self.tasks: dict[str, Any] = {}
         self.seeds: dict[str, int] = {}
         self.heads = nn.ModuleDict()
         stream = torch.get_rng_state()

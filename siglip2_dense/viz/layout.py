@@ -77,7 +77,8 @@ def colour_bar(low: float, high: float, table: str, unit: str, width: int) -> np
     colours = colour_values(np.linspace(low, high, width)[None], low, high, table)
     canvas = Image.fromarray(np.concatenate([colours.repeat(BAR, 0), np.full((LINE, width, 3), 255, np.uint8)]))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
-    ticks = MaxNLocator(max(1, min(width // TICK_SPACE, 5)), steps=(1, 2, 5, 10)).tick_values(low, high)
+    locator = MaxNLocator(max(1, min(width // TICK_SPACE, 5)), steps=(1, 2, 5, 10))
+    ticks = np.asarray(locator.tick_values(low, high))
     free = 0  # from here on no label stands
     for tick in ticks[(ticks >= low) & (ticks <= high)]:
         x = round((tick - low) / (high - low) * (width - 1))
