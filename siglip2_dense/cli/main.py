@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from siglip2_dense import __version__
+import siglip2_dense
 from siglip2_dense.cli.common import NAME, run
 from siglip2_dense.errors import nearest
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         prog=NAME, usage=f"{NAME} VERB ...", description=__doc__, epilog=f"verbs:\n{verbs}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
+    parser.add_argument("--version", action="version", version=f"{NAME} {siglip2_dense.__version__}")
     if first.startswith("-"):
         parser.parse_args([first])  # ends here, unless it is neither of the two
     known = ", ".join(VERBS)
