@@ -60,4 +60,4 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", T_max=900, eta_min=0.0, begin=0, end=900, by_epoch=False),
 ]
 log_interval = 10
-vis_backends = [dict(type="LocalVisBackend")]  # losses as lines of JSON
+vis_backends = "json"  # losses as lines of it

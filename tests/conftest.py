@@ -91,7 +91,7 @@ param_scheduler = [dict(type="PolyLR", power=1.0, begin=0, end=12, by_epoch=Fals
 seed = 0
 log_interval = 2
 pictures = 2
-vis_backends = [dict(type="TensorboardVisBackend")]
+vis_backends = "tensorboard"
 """
 
 

@@ -10,6 +10,7 @@ EXAMPLES = """examples:
   siglip2-dense train probe_ade20k
   siglip2-dense train probe_ade20k --encoder dinov2-base-14
   siglip2-dense train probe_ade20k --features features
+  siglip2-dense train probe_ade20k --logger wandb
   torchrun --nproc_per_node 8 -m siglip2_dense train probe_ade20k --launcher pytorch
 """
 
@@ -20,6 +21,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last saved step in the work dir")
+    parser.add_argument(
+        "--logger",
+        choices=("tensorboard", "wandb", "mlflow", "json"),
+        help="where the curves go; default as the config says",
+    )
     arguments = parser.parse_args(argv)
 
     from siglip2_dense.engine import distributed
@@ -29,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     from siglip2_dense.engine.train import train
 
     config = load_config(arguments)
+    if arguments.logger:
+        config.vis_backends = arguments.logger
     if has_several(config):
         sweep(config, command_line(), arguments.resume)
     else:

@@ -15,6 +15,7 @@ class ADE20K(LabelledImages):
     """
 
     name = "ade20k"
+    licence = "images for non-commercial research and education; annotations BSD-3-Clause"
     folder = "ADEChallengeData2016"
     classes = CLASSES["ade20k"]
     first_label = 1

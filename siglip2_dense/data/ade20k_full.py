@@ -84,6 +84,7 @@ class ADE20KFull(NamedImages):
     """
 
     name = "ade20k_full"
+    licence = "images for non-commercial research and education; annotations BSD-3-Clause"
     folder = "ADE20K_2021_17_01"
     splits = ("val",)
     ignore = (NONE,)

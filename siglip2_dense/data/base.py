@@ -72,6 +72,7 @@ class PixelDataset(Dataset):
     splits: tuple[str, ...] = ("train", "val")
     first_label = 0  # how the files call class 0
     suffix = ".png"  # of the files of targets
+    licence = "unknown"  # what its publishers state, in words; it is theirs to say, and may have changed
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class COCOStuff(LabelledImages):
     """
 
     name = "coco_stuff"
+    licence = "annotations CC BY 4.0; each photograph has the licence that its owner gave it on Flickr"
     folder = "coco"
     classes = CLASSES["coco_stuff"]
 

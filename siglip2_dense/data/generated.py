@@ -25,6 +25,7 @@ class GeneratedScenes(PixelDataset):
     """
 
     name = "generated"
+    licence = "computed by this package: free"
     classes = CLASSES["generated"]
     targets = MAPS
 

@@ -27,6 +27,7 @@ class PascalVOC(LabelledImages):
     """
 
     name = "pascal"
+    licence = "photographs under the terms of Flickr; of the annotations none is stated"
     folder = "VOCdevkit/VOC2012"
     classes = CLASSES["pascal"]
     ignore = (255,)

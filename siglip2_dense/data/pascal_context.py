@@ -38,6 +38,7 @@ class PascalContext(LabelledImages):
     """
 
     name = "pascal_context"
+    licence = "photographs under the terms of Flickr; of the annotations none is stated"
     folder = "VOCdevkit/VOC2010"
     classes = CLASSES["pascal_context"]
     first_label = 1

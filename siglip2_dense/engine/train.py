@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine.distributed import wrapper_of
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
+from siglip2_dense.engine.loggers import backends
 from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of, schedules_of
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
@@ -154,6 +155,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
     for a work dir that holds another run, unless it is to be resumed.
     """
     config = run.config
+    curves = backends(config.get("vis_backends"), run.work_dir)
     prepare(run.work_dir, resume)
     optimizers = optimizers_of(run.probe)
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
@@ -189,7 +191,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         custom_hooks=[keeper],
         log_processor=dict(by_epoch=False),
         launcher=config.get("launcher", "none"),
-        visualizer=dict(type="Visualizer", vis_backends=list(config.get("vis_backends", []))),
+        visualizer=dict(type="Visualizer", vis_backends=curves),
         randomness=dict(seed=run.seed),
         experiment_name=f"{run.work_dir.name}_{time.time_ns()}",
         cfg=_with_wrapper(shown or config, run.probe),

@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     """The work dir of three steps."""
     folder, threads = tmp_path_factory.mktemp("demo"), torch.get_num_threads()
     torch.set_num_threads(1)  # forked workers inherit it
-    backend = ["vis_backends.0.type=LocalVisBackend", "pictures=1"]
+    backend = ["vis_backends=json", "pictures=1"]
     train_verb.main([unseen.CONFIG, "--work-dir", str(folder), "--cfg-options", *LENGTHS, *SHORT, *backend])
     torch.set_num_threads(threads)
     return folder

@@ -165,6 +165,7 @@ class CocoDetection(BoxDataset):
     """
 
     name = "coco"
+    licence = "annotations CC BY 4.0; each photograph has the licence that its owner gave it on Flickr"
     folder = "coco"
     rule = "coco"
 

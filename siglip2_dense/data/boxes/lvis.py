@@ -26,6 +26,7 @@ class LVIS(BoxDataset):
     """
 
     name = "lvis"
+    licence = "annotations CC BY 4.0; each photograph has the licence that its owner gave it on Flickr"
     folder = "coco"
     rule = "lvis"
 

@@ -25,6 +25,7 @@ class VisualGenome(BoxDataset):
     """
 
     name = "visual_genome"
+    licence = "CC BY 4.0"
     folder = "visual_genome"
     splits = ("train",)
 
