@@ -147,6 +147,19 @@ def bilinear_weights(cells: int, pixels: int, start: int = 0, stop: int | None =
     return weights.float()
 
 
+@lru_cache(maxsize=64)
+def overlaps(cells: int, start: float, stop: float, low: float, high: float, pixels: int) -> Tensor:
+    """(cells, pixels) float32: how much of each pixel, 0 to 1, lies in each of equal cells from ``start`` to ``stop``
+    (in pixels), of their part from ``low`` to ``high`` alone.
+
+    ``overlaps(...) @ x`` are the sums of an image over its cells along one axis.
+    """
+    edges = torch.linspace(start, stop, cells + 1, dtype=torch.float64).clamp(max(low, 0), min(high, pixels))
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    inside = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
+    return inside.clamp(min=0).float()
+
+
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """(H, W, 3) uint8 -> (*size, 3), bilinear; the kernel of the published segmentation recipes (OpenCV)."""
     import cv2

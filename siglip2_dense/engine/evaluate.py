@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from siglip2_dense.contracts import Features, Sample
 from siglip2_dense.data.loading import stop_workers
 from siglip2_dense.engine import distributed, extract
 from siglip2_dense.engine.configs import check_keys
+from siglip2_dense.engine.oracle import Oracle
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.progress import Progress
 from siglip2_dense.engine.run import build_probe, describe_heads, loader_of
@@ -35,10 +36,12 @@ def evaluate(
     loader: DataLoader | StoredImages,
     label: str = "evaluating",
     seen: Callable[[Callable[[], torch.Tensor], Sample, dict[str, torch.Tensor]], None] | None = None,
+    oracle: Oracle | None = None,
 ) -> dict:
     """Metrics by head name, summed over the whole set and all ranks.
 
     seen: called with what gives an image as the encoder got it, its sample and its predictions, for pictures.
+    oracle: of the same probe and data; it counts the images too.
     """
     probe.eval()
     metrics = {name: _metric(task, loader.dataset) for name, task in probe.tasks.items()}
@@ -51,6 +54,8 @@ def evaluate(
                     _count(metrics[name], task, prediction[name], sample)
                 if seen is not None:
                     seen(partial(_pixels, image, sample, loader.dataset), sample, prediction)
+            if oracle is not None:
+                oracle.count(probe.places, batch["data_samples"])
             progress.update(len(predictions))
     for metric in metrics.values():
         metric.sync()
@@ -87,8 +92,9 @@ def _target(sample: Sample, task) -> torch.Tensor:
     return target
 
 
-def report(metrics: dict, tasks: dict) -> dict:
-    """What a record and a log say of finished metrics: flat numbers, per class, intervals, images, and a table.
+def report(metrics: dict, tasks: dict, oracle: Mapping[str, dict] | None = None) -> dict:
+    """What a record and a log say of finished metrics: flat numbers, per class, intervals, the oracle's numbers by the
+    same names, images, and a table.
 
     A single head's numbers go by their own names, those of several as "HEAD.metric". Only metrics of classes have
     numbers per class.
@@ -104,6 +110,9 @@ def report(metrics: dict, tasks: dict) -> dict:
                 "wrong."
             )
         lines.append(f"{name}: " + "  ".join(f"{key} {_short(value)}" for key, value in values.items()))
+        if ideal := (oracle or {}).get(name):
+            headline = tasks[name].headline
+            lines.append(f"{name}: {headline} {_short(ideal[headline])} of the oracle, each cell's own targets")
     for name, metric in metrics.items():
         found = metric.per_class()
         if not found:
@@ -120,6 +129,7 @@ def report(metrics: dict, tasks: dict) -> dict:
         "metrics": _named(scores),
         "per_class": per_class if len(metrics) > 1 else per_class.get(next(iter(metrics)), {}),
         "intervals": intervals,
+        "oracle": _flat(oracle or {}, len(metrics)),
         "images": next(iter(metrics.values())).images,
         "table": "\n".join(lines),
     }
@@ -153,9 +163,14 @@ def _short(value: float) -> str:
 
 
 def _named(values: dict[str, dict]) -> dict:
-    if len(values) == 1:
-        return dict(next(iter(values.values())))
-    return {f"{name}.{key}": value for name, found in values.items() for key, value in found.items()}
+    return _flat(values, len(values))
+
+
+def _flat(values: Mapping[str, Mapping], heads: int) -> dict:
+    """Numbers of a record by their names; of several ``heads`` with the head's before it."""
+    return {
+        f"{name}.{key}" if heads > 1 else key: value for name, found in values.items() for key, value in found.items()
+    }
 
 
 def test(config: Config, path: str | None, out: str | None = None, command: str = "") -> dict:
@@ -224,6 +239,21 @@ def open_probe(config: Config, content, path: str | None):
     return probe.to(get_device()).eval()
 
 
+def evaluate_data(config: Config, probe, data, loading: dict, *arguments) -> dict:
+    """``evaluate`` on a data set, or on its stored features where the config has them."""
+    encoder = probe.encoder
+    if extract.settings(config) is None:
+        loader = loader_of(loading, data, probe)
+    else:
+        loader = extract.test_images(config, probe, data, loading)
+        probe.encoder = None
+    try:
+        return evaluate(probe, loader, *arguments)
+    finally:
+        stop_workers(loader)
+        probe.encoder = encoder
+
+
 def score(
     config: Config, probe, content, data, loading: dict, name: str, command: str, started: float, out: str | None = None
 ) -> tuple[dict, str]:
@@ -238,25 +268,17 @@ def score(
         protocol, step = records.scored_otherwise(content, describe_heads(config, probe)), content.step
     work_dir = Path(config.work_dir)
     pictures = Pictures(probe.tasks, len(data), work_dir / f"pictures_{name}", config.get("pictures", 0))
+    oracle = Oracle(probe, data, loading["dataset"])
     stored = extract.settings(config)
     described = records.describe_encoder(probe, stored and stored["dtype"])
-    encoder = probe.encoder
-    if stored is None:
-        loader = loader_of(loading, data, probe)
-    else:
-        loader = extract.test_images(config, probe, data, loading)
-        probe.encoder = None
-    try:
-        metrics = evaluate(probe, loader, f"evaluating {name}", pictures)
-    finally:
-        stop_workers(loader)
-        probe.encoder = encoder
+    metrics = evaluate_data(config, probe, data, loading, f"evaluating {name}", pictures, oracle)
+    ideal = oracle.finish()
     if not is_main_process():
         return {}, ""
-    found = report(metrics, probe.tasks)
+    found = report(metrics, probe.tasks, ideal)
     seconds = time.time() - started
     record = {
-        **{key: found[key] for key in ("metrics", "per_class", "intervals")},
+        **{key: found[key] for key in ("metrics", "per_class", "intervals", "oracle")},
         "best": None,
         "encoder": described,
         "protocol": {

@@ -114,7 +114,7 @@ def ensure(
 def key_of(config: Config, probe, data, loading: dict, windows: bool) -> dict:
     """What the features that the probe reads of a data set depend on."""
     encoder = {key: value for key, value in config.model.encoder.to_dict().items() if key not in NOT_IN_MAPS}
-    built = _built_with(data, loading["dataset"])
+    built = built_with(data, loading["dataset"])
     draws = any(transform["type"] not in DRAW_NOTHING for transform in built["transforms"])
     return make_key(
         facts=probe.facts,
@@ -130,11 +130,11 @@ def key_of(config: Config, probe, data, loading: dict, windows: bool) -> dict:
     )
 
 
-def _built_with(data, given: dict) -> dict:
+def built_with(data, given: dict) -> dict:
     """What a data set was built with, wherever it lies, with the defaults, which may be others in another version."""
     found = {key: value for key, value in _with_defaults(type(data), given).items() if key != "root"}
     if isinstance(data, Subset):
-        found["dataset"] = _built_with(data.whole, found["dataset"])
+        found["dataset"] = built_with(data.whole, found["dataset"])
     transforms = found.get("transforms", ())
     found["transforms"] = [_with_defaults(check_arguments(TRANSFORMS, one), one) for one in transforms]
     return found

@@ -26,10 +26,14 @@ class Pictures:
     def __call__(self, image: Callable[[], Tensor], sample: Sample, predictions: dict[str, Tensor]) -> None:
         if sample.index not in self.chosen:
             return
-        pixels = np.ascontiguousarray(image().cpu().permute(1, 2, 0).numpy())
-        if pixels.shape[:2] != sample.original_size:
-            pixels = resize_image(pixels, sample.original_size)
+        pixels = pixels_of(image(), sample)
         for name, task in self.tasks.items():
             # with the position: some sets call the images of every scene alike
             path = self.folder / f"{sample.index:05d}_{Path(sample.path).stem}_{name}.png"
             save_picture(path, task.draw(pixels, sample, predictions[name]))
+
+
+def pixels_of(image: Tensor, sample: Sample) -> np.ndarray:
+    """An image (3, h, w) as (H, W, 3) at the size that its sample was read at."""
+    pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
+    return pixels if pixels.shape[:2] == sample.original_size else resize_image(pixels, sample.original_size)

@@ -95,6 +95,7 @@ class Run:
         speed = images / max(notes["training_seconds"], 1e-9)
         record = {
             **{key: notes["last"][key] for key in ("metrics", "per_class", "intervals")},
+            "oracle": notes["last"].get("oracle", {}),  # a run that is resumed may have been before it
             "best": notes["best"],
             "encoder": self.encoder,
             "protocol": {**self.protocol, "peak_learning_rate": notes["rates"]},

@@ -20,6 +20,7 @@ from siglip2_dense.engine import extract
 from siglip2_dense.engine.configs import check_keys, check_trains
 from siglip2_dense.engine.evaluate import evaluate
 from siglip2_dense.engine.grid import Member, axes_of, by_setting, holdout, members
+from siglip2_dense.engine.oracle import Oracle
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.run import HEAD, Run, check_targets, loader_of
 from siglip2_dense.engine.sweep_report import Outcome, export, plot, summarise, table
@@ -109,10 +110,12 @@ def sweep(config: Config, command: str = "", resume: bool = False) -> None:
     def draw(image, sample, found):
         pictures(image, sample, {member.head: found[member.name] for member in chosen})
 
-    tested = _metrics(run.probe, images, validation.split, lost, draw)
+    oracle = Oracle(run.probe, validation, config.val_dataloader.dataset.to_dict())
+    tested = _metrics(run.probe, images, validation.split, lost, draw, oracle)
+    ideal = oracle.finish()
     if not is_main_process():
         return
-    outcome = Outcome(heads, chosen, notes, held, tested)
+    outcome = Outcome(heads, chosen, notes, held, tested, ideal)
     summary = summarise(config, run, validation, outcome)
     export(run, work_dir, validation, outcome, summary["selection"])
     plain = Config(_config_of(config, {member.head: member.parts for member in chosen}))
@@ -196,10 +199,12 @@ def _check_sweep(config: Config) -> None:
             )
 
 
-def _metrics(probe, images, split: str, lost: Mapping, seen: Callable | None = None) -> dict:
+def _metrics(
+    probe, images, split: str, lost: Mapping, seen: Callable | None = None, oracle: Oracle | None = None
+) -> dict:
     """Of every member that has not diverged."""
     try:
-        found = evaluate(probe, images, f"evaluating {split}", seen)
+        found = evaluate(probe, images, f"evaluating {split}", seen, oracle)
     finally:
         stop_workers(images)
     return {name: metric for name, metric in found.items() if name not in lost}

@@ -19,6 +19,7 @@ from siglip2_dense.engine.distributed import wrapper_of
 from siglip2_dense.engine.evaluate import evaluate, keep_rows, report
 from siglip2_dense.engine.loggers import backends
 from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of, schedules_of
+from siglip2_dense.engine.oracle import Oracle
 from siglip2_dense.engine.pictures import Pictures
 from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
@@ -111,21 +112,24 @@ class KeepHeads(Hook):
     def _evaluate(self, runner, step: int) -> None:
         run = self.run
         share_buffers(run.probe)
-        pictures = None
+        pictures = oracle = None
         if step == runner.max_iters:
+            oracle = Oracle(run.probe, run.val_data, run.config.val_dataloader.dataset.to_dict())
             count = run.config.get("pictures", 0)
             pictures = Pictures(run.probe.tasks, len(run.val_data), run.work_dir / "pictures", count)
-        metrics = evaluate(run.probe, run.val_loader, f"evaluating {run.val_data.split} at step {step}", pictures)
+        label = f"evaluating {run.val_data.split} at step {step}"
+        metrics = evaluate(run.probe, run.val_loader, label, pictures, oracle)
+        ideal = {} if oracle is None else oracle.finish()
         if is_main_process():
-            self._note(runner, step, metrics)
+            self._note(runner, step, metrics, ideal)
 
-    def _note(self, runner, step: int, metrics: dict) -> None:
-        run, found = self.run, report(metrics, self.run.probe.tasks)
+    def _note(self, runner, step: int, metrics: dict, ideal: dict) -> None:
+        run, found = self.run, report(metrics, self.run.probe.tasks, ideal)
         if step == runner.max_iters:
             keep_rows(run.work_dir / RESULTS, metrics, run.probe.tasks)
         measured = {"metrics": found["metrics"], "step": step, "split": run.val_data.split}
         self.notes["history"].append(measured)
-        self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "images")}
+        self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "oracle", "images")}
         runner.logger.info(found["table"])
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
         self._keep_best(measured)

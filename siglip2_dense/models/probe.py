@@ -64,11 +64,14 @@ class DenseProbe(BaseModel):
         seeds: of the heads that were given one.
         draws: for each head the seed of what it draws in a step, dropout say, as if it were alone; the engine sets it.
         aligned: how the maps in the text space are made that a model wants beside its heads' taps, or none.
+        places: of each image that was predicted last, by head, the grid (h, w) of the finest map that the head reads
+            and the geometry of each window, those seen in a mirror turned back.
     """
 
     step: int | None = None
     draws: Mapping[str, int] | None = None
     aligned: Alignment | None = None
+    places: Sequence[Mapping[str, list[tuple[Size, Geometry]]]] = ()
     checked_inference = staticmethod(checked_inference)
 
     def __init__(
@@ -282,13 +285,13 @@ class DenseProbe(BaseModel):
         if isinstance(images, Features):
             raise UserError("DenseProbe predicts from images; from Features it gives raw maps, mode='tensor'.")
         if images and isinstance(images[0], Features):
-            return [self.predict_stored(features) for features in images]
+            return self._predictions([self._stored_windows(features) for features in images])
         found = [{name: [] for name in self.heads} for _ in images]
         for numbers, mirrored, features in self.window_features(images, samples):
             for number, maps in zip(numbers, self._read(features, mirrored), strict=True):
                 for name, window in maps.items():
                     found[number][name].append(window)
-        return [{name: self.tasks[name].predict(windows) for name, windows in image.items()} for image in found]
+        return self._predictions(found)
 
     @torch.no_grad()
     def predict_stored(self, features: Features) -> dict[str, Tensor]:
@@ -297,6 +300,19 @@ class DenseProbe(BaseModel):
         Their geometry says where each lies; behind them stand those of their mirror images where the inference has
         ``flip``.
         """
+        return self._predictions([self._stored_windows(features)])[0]
+
+    def _predictions(self, found: Sequence[Mapping[str, list[tuple[Tensor, Geometry, Size]]]]) -> list[dict]:
+        """Of each image by head, from the raw map, the geometry and the grid of each of its windows."""
+        self.places = [
+            {name: [(grid, place) for _, place, grid in windows] for name, windows in image.items()} for image in found
+        ]
+        return [
+            {name: self.tasks[name].predict([window[:2] for window in windows]) for name, windows in image.items()}
+            for image in found
+        ]
+
+    def _stored_windows(self, features: Features) -> dict[str, list[tuple[Tensor, Geometry, Size]]]:
         count = len(features) // (2 if self.inference.get("flip") else 1)
         found = {name: [] for name in self.heads}
         for first, last, mirrored in ((0, count, False), (count, len(features), True)):
@@ -304,7 +320,7 @@ class DenseProbe(BaseModel):
                 for maps in self._read(features[start : min(start + WINDOWS_PER_PASS, last)], mirrored):
                     for name, window in maps.items():
                         found[name].append(window)
-        return {name: self.tasks[name].predict(windows) for name, windows in found.items()}
+        return found
 
     def window_features(
         self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None
@@ -331,9 +347,10 @@ class DenseProbe(BaseModel):
                     )
                     yield list(numbers), mirrored, replace(features, geometry=geometry)
 
-    def _read(self, features: Features, mirrored: bool) -> list[dict[str, tuple[Tensor, Geometry]]]:
-        """{HEAD: (raw map, geometry)} of each window, of those seen in a mirror turned back."""
+    def _read(self, features: Features, mirrored: bool) -> list[dict[str, tuple[Tensor, Geometry, Size]]]:
+        """{HEAD: (raw map, geometry, grid)} of each window, of those seen in a mirror turned back."""
         raw = self.raw(features)
+        grids = {name: _finest(head, features) for name, head in self.heads.items()}
         found = []
         for i, seen in enumerate(features.geometry):
             size, maps = seen.window[2:], {name: values[i] for name, values in raw.items()}
@@ -344,7 +361,7 @@ class DenseProbe(BaseModel):
                 left = seen.padded[1] - left - width
                 maps = {name: turned_back(values, self.tasks[name].mirrored) for name, values in maps.items()}
             seen = replace(seen, box=(top, left, height, width))
-            found.append({name: (values, seen) for name, values in maps.items()})
+            found.append({name: (values, seen, grids[name]) for name, values in maps.items()})
         return found
 
     def views(self, image: Tensor, original: Size) -> list[tuple[Tensor, Geometry]]:
@@ -383,6 +400,12 @@ def _by_kin(parts: Mapping[str, object]) -> Iterable[list[str]]:
     for name, part in parts.items():
         kin[getattr(part, "kin", name)].append(name)
     return kin.values()
+
+
+def _finest(head: nn.Module, features: Features) -> Size:
+    """The grid of the finest map that a head reads."""
+    maps = [features.maps[tap] for tap in head.taps] or [features.aligned]
+    return tuple(max((values.shape[-2:] for values in maps), key=lambda size: size[0] * size[1]))
 
 
 def _cut(image: Tensor, window: Box) -> Tensor:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siglip2_dense.contracts import Geometry, Sample
+from siglip2_dense.contracts import Geometry, Sample, Size
 from siglip2_dense.errors import UserError
 from siglip2_dense.losses.depth import gradient_loss, sig_loss
 from siglip2_dense.metrics.depth import DepthMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_logits
 from siglip2_dense.tasks.canvas import maps_on_canvas, on_canvas
+from siglip2_dense.tasks.cells import sums
 from siglip2_dense.tasks.windows import blend
 from siglip2_dense.viz.panels import depth_panel
 
@@ -135,6 +136,21 @@ class Depth:
             (self.depth_of(raw[None])[0].clamp(self.min_depth, self.max_depth), geometry) for raw, geometry in windows
         ]
         return blend(depths)
+
+    def ideal(self, depth: Tensor, places: Sequence[tuple[Size, Geometry]]) -> Tensor:
+        """(1, H, W): what a head would predict that said of each cell the mean of the depths in it that are scored,
+        see ``cells.sums``; up-sampled and joined as any depths, from the cells that have any.
+
+        depth: (1, H, W) of one image.
+        """
+        scored = (depth > self.min_depth) & (depth < self.max_depth)
+        maps = torch.cat([torch.where(scored, depth, 0), scored.float()])
+        cells = [(sums(maps, grid, place), place) for grid, place in places]
+        known = [(values[1:] > 0, place) for values, place in cells]
+        means = [(torch.cat([torch.where(has, values[:1] / values[1:], 0), has.float()]), place)
+                 for (values, place), (has, _) in zip(cells, known, strict=True)]  # fmt: skip
+        value, weight = blend(means)[:, None]
+        return torch.where(weight > 0, value / weight, self.min_depth)
 
     def draw(self, image: np.ndarray, sample: Sample, prediction: Tensor) -> np.ndarray:
         """Input | ground truth | prediction | error; image: (H, W, 3) uint8 at the prediction's size."""

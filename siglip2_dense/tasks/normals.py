@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from siglip2_dense.contracts import Geometry, Sample
+from siglip2_dense.contracts import Geometry, Sample, Size
 from siglip2_dense.losses.normals import angular_loss, uncertain_angular_loss
 from siglip2_dense.metrics.normals import NormalsMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.resample import resize_directions, resize_logits
 from siglip2_dense.tasks.canvas import maps_on_canvas, on_canvas
+from siglip2_dense.tasks.cells import sums
 from siglip2_dense.tasks.windows import blend
 from siglip2_dense.viz.panels import normals_panel
 
@@ -60,6 +61,14 @@ class Normals:
         """(3, H, W) unit vectors of one image at its original size, from the raw maps (K, h, w) of its windows."""
         directions = [(raw[:3], geometry) for raw, geometry in windows]
         return blend(directions, resize_directions)
+
+    def ideal(self, normals: Tensor, places: Sequence[tuple[Size, Geometry]]) -> Tensor:
+        """(3, H, W): what a head would predict that said of each cell the direction of the sum of the normals in it,
+        see ``cells.sums``; up-sampled and joined as any directions.
+
+        normals: (3, H, W) of one image.
+        """
+        return self.predict([(sums(normals, grid, place), place) for grid, place in places])
 
     def metric(self) -> NormalsMetric:
         return NormalsMetric()
