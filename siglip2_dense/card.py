@@ -32,6 +32,17 @@ def summary(content: HeadFile) -> dict:
     return {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "heads": heads, "step": content.step}
 
 
+def is_summary(said: object) -> bool:
+    """Whether what somebody's card says can be shown as a ``summary``."""
+    heads = said.get("heads") if isinstance(said, dict) else None
+    return isinstance(heads, dict) and all(
+        isinstance(head, dict)
+        and {"task", "head", "metric"} <= set(head)
+        and isinstance(head.get("value"), (int, float, type(None)))
+        for head in heads.values()
+    )
+
+
 def card(
     name: str, content: HeadFile, record: Mapping | None, where: str, picture: str | None, licence: str | None
 ) -> str:
@@ -58,7 +69,7 @@ def card(
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
         f"A head for {kinds} on the frozen encoder `{content.encoder.name}`, by siglip2_dense. The encoder is not in "
-        f"it: its weights have the fingerprint `{content.encoder.fingerprint[:16]}…`, and on others the head is refused.\n",
+        f"it: its weights have the fingerprint `{content.encoder.fingerprint[:16]}`…; on others the head is refused.\n",
         f"![input, ground truth, prediction]({picture})\n" if picture else "",
         _use(where),
         _scores(content, record),
@@ -129,7 +140,8 @@ def _protocol(content: HeadFile, record: Mapping | None) -> str:
     encoder = (record or {}).get("encoder") or {"name": content.encoder.name}
     known = {"encoder": encoder, "heads": content.heads, "protocol": content.protocol}
     said = json.dumps(known, indent=1)
-    return f"<details><summary>Protocol: every setting of training and scoring</summary>\n\n```json\n{said}\n```\n</details>\n"
+    title = "Protocol: every setting of training and scoring"
+    return f"<details><summary>{title}</summary>\n\n```json\n{said}\n```\n</details>\n"
 
 
 def _number(value) -> float | None:

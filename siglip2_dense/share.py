@@ -8,41 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
-from siglip2_dense import head_file
-from siglip2_dense.card import TAG, card, summary
-from siglip2_dense.errors import UserError, first_line
+from siglip2_dense import head_file, hub
+from siglip2_dense.card import TAG, card, is_summary, summary
+from siglip2_dense.errors import UserError
 from siglip2_dense.files import atomic, digest, write_text
+from siglip2_dense.hub import HUB, Repository
 
-HUB = "hub:"
 HEAD, CARD, PICTURE, SUMS = "head.safetensors", "README.md", "picture.png", "SHA256SUMS"
 FILES = (CARD, PICTURE, HEAD)  # that a shared head may have beside SUMS; the head is the last to be put in place
 RESULTS = "results.json"  # of a run
-
-
-class Repository(NamedTuple):
-    """A place on the hub."""
-
-    name: str  # "owner/name"
-    revision: str | None
-
-    def __str__(self) -> str:
-        return HUB + self.name + (f"@{self.revision}" if self.revision else "")
-
-
-def place_of(target: str) -> Path | Repository:
-    """A folder, or a repository of the hub. Raises UserError for one that is neither."""
-    if not target.startswith(HUB):
-        return Path(target)
-    name, _, revision = target.removeprefix(HUB).partition("@")
-    if name.count("/") != 1 or not all(name.split("/")):
-        raise UserError(f"{target}: a head on the hub is {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION.")
-    return Repository(name, revision or None)
 
 
 def push(
@@ -58,7 +36,7 @@ def push(
     force: also where another head is shared already. private, licence: of a new repository, and of the head (an SPDX
     name). Raises UserError for a source that is no head, and for what the hub refuses.
     """
-    path, place = _head_of(Path(source)), place_of(target)
+    path, place = _head_of(Path(source)), _place_of(target)
     content = head_file.read(path)
     name = place.name.partition("/")[2] if isinstance(place, Repository) else place.resolve().name
     with TemporaryDirectory() as temporary:
@@ -72,7 +50,9 @@ def push(
         names = [name for name in FILES if (folder / name).is_file()]
         write_text(folder / SUMS, "".join(f"{digest(folder / name)}  {name}\n" for name in names))
         if isinstance(place, Repository):
-            _upload(place, folder, force, private)
+            if not force and hub.has(place, SUMS):
+                _refuse_another(place, folder)
+            hub.upload(place, folder, private, "A head with its card and checksums")
         else:
             _put(folder, place, [*names, SUMS], force)
     return [*names, SUMS]
@@ -84,7 +64,7 @@ def pull(target: str, folder: str | Path, force: bool = False) -> Path:
     Raises UserError where a file is missing, is not as SHA256SUMS has it, or is none of FILES; where the head is none;
     and where the folder has another file of that name, unless ``force``. Then nothing there was changed.
     """
-    place, folder = place_of(target), Path(folder)
+    place, folder = _place_of(target), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".pull") as temporary:
         fetched = Path(temporary)
@@ -124,7 +104,8 @@ def listing(target: str) -> list[dict]:
     in a collection ("hub:owner/slug"). Of a head without a card that says more, the place alone.
     """
     if target.startswith(HUB):
-        return _on_hub(target.removeprefix(HUB))
+        found = hub.models(target.removeprefix(HUB), TAG)
+        return [{"place": str(place), **(facts[TAG] if is_summary(facts.get(TAG)) else {})} for place, facts in found]
     folder = Path(target)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one with shared heads, or {HUB}OWNER.")
@@ -138,6 +119,10 @@ def read(target: str) -> head_file.HeadFile:
         return head_file.read(_head_of(Path(target)))
     with TemporaryDirectory() as temporary:
         return head_file.read(pull(target, temporary))
+
+
+def _place_of(target: str) -> Path | Repository:
+    return hub.repository(target) if target.startswith(HUB) else Path(target)
 
 
 def _head_of(source: Path) -> Path:
@@ -159,6 +144,11 @@ def _record_of(path: Path, content: head_file.HeadFile) -> dict | None:
         return None
 
 
+def _refuse_another(place: Repository, folder: Path) -> None:
+    if read_sums(hub.fetch(place, SUMS), place)[HEAD] != digest(folder / HEAD):
+        raise UserError(f"{place} shares another head already; give another name, or --force.")
+
+
 def _put(source: Path, folder: Path, names: Sequence[str], force: bool) -> None:
     """Copy files into a folder, each whole or not at all; all are looked at before any is written."""
     for name in names:
@@ -171,83 +161,10 @@ def _put(source: Path, folder: Path, names: Sequence[str], force: bool) -> None:
 
 
 def _fetch(place: Path | Repository, name: str, folder: Path) -> None:
-    if isinstance(place, Path):
-        if not (place / name).is_file():
+    if isinstance(place, Repository):
+        found = hub.fetch(place, name)
+    else:
+        found = place / name
+        if not found.is_file():
             raise UserError(f"{place} has no {name}; a shared head is what `heads push` makes.")
-        shutil.copyfile(place / name, folder / name)
-        return
-    from huggingface_hub import HfApi
-
-    with _told(place, f"{name} could not be fetched"):
-        found = HfApi().hf_hub_download(place.name, name, revision=place.revision)
-        shutil.copyfile(found, folder / name)
-
-
-def _upload(place: Repository, folder: Path, force: bool, private: bool) -> None:
-    """One commit, in a repository that is made where there is none."""
-    from huggingface_hub import HfApi
-
-    if place.revision:
-        raise UserError(f"{place}: push to {HUB}{place.name}; what a commit is called is only known afterwards.")
-    api = HfApi()
-    with _told(place, "the head could not be pushed"):
-        api.create_repo(place.name, private=private, exist_ok=True)
-        if not force and api.file_exists(place.name, SUMS):
-            there = Path(api.hf_hub_download(place.name, SUMS))
-            if read_sums(there, place)[HEAD] != digest(folder / HEAD):
-                raise UserError(f"{place} shares another head already; give another name, or --force.")
-        api.upload_folder(repo_id=place.name, folder_path=folder, commit_message="A head with its card and checksums")
-
-
-def _on_hub(name: str) -> list[dict]:
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    with _told(HUB + name, "the heads could not be listed"):
-        if "/" in name:
-            repositories = [item.item_id for item in api.get_collection(name).items if item.item_type == "model"]
-            models = [api.model_info(one) for one in repositories]
-        else:
-            models = list(api.list_models(author=name, filter=TAG, cardData=True))
-    found = []
-    for model in models:
-        said = (model.card_data.to_dict() if model.card_data else {}).get(TAG)
-        found.append({"place": HUB + model.id, **(said if isinstance(said, dict) else {})})
-    return found
-
-
-@contextmanager
-def _told(place: Path | Repository | str, what: str) -> Iterator[None]:
-    """Whatever the hub's client raises as a sentence."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except UserError:
-        raise
-    except errors.LocalTokenNotFoundError as error:
-        raise UserError(f"{place}: {what}: no token is set; run `hf auth login`, or set HF_TOKEN.") from error
-    except errors.GatedRepoError as error:
-        raise UserError(f"{place}: {what}: its owner lets in only who has asked; ask on its page.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{place}: {what}: there is no such repository, or it is private and no token that may see it is set "
-            "(`hf auth login`, or HF_TOKEN)."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{place}: {what}: the repository has no such revision.") from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise UserError(f"{place}: {what}: the hub cannot be reached ({first_line(error)}); try where it can.") from error
-    except errors.EntryNotFoundError as error:
-        raise UserError(f"{place}: {what}: it is not there; a shared head is what `heads push` makes.") from error
-    except errors.HFValidationError as error:
-        raise UserError(f"{place}: {what}: the hub takes no such name ({first_line(error)}).") from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise UserError(
-                f"{place}: {what}: no token is set that may do that; run `hf auth login` with one that may write."
-            ) from error
-        raise UserError(f"{place}: {what}: the hub answers {first_line(error)}; try again later.") from error
-    except Exception as error:  # of the transport, which differs by the client's version
-        raise UserError(f"{place}: {what}: the hub cannot be reached ({first_line(error)}); try where it can.") from error
+    shutil.copyfile(found, folder / name)

@@ -34,6 +34,9 @@ ALLOWED = {
     "published": set(),
 }
 ALLOWED["engine"] = set(ALLOWED)
+ALLOWED["card"] = {"data", "encoders", "head_file", "registry", "tasks"}
+ALLOWED["hub"] = set()
+ALLOWED["share"] = {"card", "head_file", "hub"}
 ALLOWED["predictor"] = set(ALLOWED)
 ALLOWED["detector"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}

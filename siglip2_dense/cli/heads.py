@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
+
+from siglip2_dense.cli.common import add_json_argument, show
 
 EXAMPLES = """examples:
-  heads push work_dirs/probe_ade20k_siglip2-base-16-256 hub:me/ade20k-linear --licence apache-2.0
-  heads push work_dirs/demo shelf/demo
-  heads pull hub:me/ade20k-linear heads/ade20k-linear
-  heads list shelf            heads list hub:me            heads list hub:me/a-collection-0123456789abcdef
-  heads show hub:me/ade20k-linear            heads show heads/ade20k-linear/head.safetensors --json
+  siglip2-dense heads push work_dirs/probe_ade20k_siglip2-base-16-256 hub:me/ade20k-linear --licence apache-2.0
+  siglip2-dense heads push work_dirs/demo shelf/demo
+  siglip2-dense heads pull hub:me/ade20k-linear
+  siglip2-dense heads list shelf
+  siglip2-dense heads list hub:me
+  siglip2-dense heads show heads/ade20k-linear/head.safetensors
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="heads", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     pushing = verbs.add_parser("push", help="share a head with a card that is made of its run, and checksums")
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     showing = verbs.add_parser("show", help="what one head is: encoder, tasks, scores, protocol")
     showing.add_argument("target", help="a head file, a folder with a shared head, or hub:OWNER/NAME[@REVISION]")
     for verb in (listing, showing):
-        verb.add_argument("--json", action="store_true", help="print it as JSON")
+        add_json_argument(verb)
     arguments = parser.parse_args(argv)
     {"push": _push, "pull": _pull, "list": _list, "show": _show}[arguments.verb](arguments)
 
@@ -58,20 +60,15 @@ def _pull(arguments: argparse.Namespace) -> None:
 def _list(arguments: argparse.Namespace) -> None:
     from siglip2_dense.share import listing
 
-    found = listing(arguments.target)
-    if arguments.json:
-        print(json.dumps(found, indent=2))
-        return
-    if not found:
-        print(f"{arguments.target}: no shared heads")
+    found, lines = listing(arguments.target), []
     for one in found:
-        print(f"{one['place']}  {one.get('encoder', 'it has no card that says more')}")
-        for name, head in one.get("heads", {}).items():
-            print(f"  {name}: {_headline(head)}")
+        lines.append(f"{one['place']}  {one.get('encoder', 'it has no card that says more')}")
+        lines += [f"  {name}: {_headline(head)}" for name, head in one.get("heads", {}).items()]
+    show(found, "\n".join(lines) or f"{arguments.target}: no shared heads", arguments.json)
 
 
 def _headline(head: dict) -> str:
-    value = "not measured" if head["value"] is None else f"{head['value']:.4g}"
+    value = "not measured" if head.get("value") is None else f"{head['value']:.4g}"
     return f"{head['task']} by {head['head']}, {head['metric']} {value}"
 
 
@@ -80,25 +77,15 @@ def _show(arguments: argparse.Namespace) -> None:
     from siglip2_dense.share import read
 
     content = read(arguments.target)
-    if arguments.json:
-        said = {
-            "encoder": content.encoder.to_dict(),
-            "encoder_config": content.encoder_config,
-            "heads": content.heads,
-            "protocol": content.protocol,
-            "metrics": {key: None if value != value else value for key, value in content.metrics.items()},
-            "step": content.step,
-            "text": content.text,
-        }
-        print(json.dumps(said, indent=2))
-        return
+    said = {key: value for key, value in vars(content).items() if key not in ("tensors", "encoder")}
     encoder, protocol = content.encoder, content.protocol
-    print(f"encoder   {encoder.name}, weights {encoder.fingerprint[:16]}, licence {encoder_licence(content)}")
+    data, steps = protocol.get("train_data", {}), protocol.get("optimisation", {})
+    count = sum(tensor.numel() for tensor in content.tensors.values())
+    lines = [f"encoder  {encoder.name}, weights {encoder.fingerprint[:16]}, licence {encoder_licence(content)}"]
     for name, head in summary(content)["heads"].items():
         classes = content.heads[name]["meaning"].get("classes")
-        print(f"head      {name}: {_headline(head)}{f', {len(classes)} classes' if classes else ''}")
-    data, steps = protocol.get("train_data", {}), protocol.get("optimisation", {})
-    print(f"trained   {data.get('name', 'elsewhere')} {data.get('split', '')}, {steps.get('iterations', content.step)} steps")
-    print(f"tensors   {len(content.tensors)}, {sum(t.numel() for t in content.tensors.values()):,} numbers")
-    for name, value in content.metrics.items():
-        print(f"  {name:24} {value:.4f}" if isinstance(value, float) else f"  {name:24} {value}")
+        lines.append(f"head     {name}: {_headline(head)}{f', {len(classes)} classes' if classes else ''}")
+    where = f"on {data['name']} {data['split']}, {steps['iterations']} steps" if data and steps else "elsewhere"
+    lines += [f"trained  {where}", f"numbers  {count:,} in {len(content.tensors)} tensors"]
+    lines += [f"  {name:24} {value:.4f}" for name, value in content.metrics.items() if value is not None]
+    show({"encoder": encoder.to_dict(), **said}, "\n".join(lines), arguments.json)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from siglip2_dense.cli.common import load_config
+from siglip2_dense.cli.common import add_json_argument, load_config, show
 from siglip2_dense.errors import UserError
 
 EXAMPLES = """examples:
-  show work_dirs/probe_ade20k_siglip2-base-16-256
-  show work_dirs/demo --head depth --best --count 4 --out best.png
-  show head.safetensors --config configs/probe_folder.py --cfg-options val_dataloader.dataset.root=my_data
+  siglip2-dense show work_dirs/probe_ade20k_siglip2-base-16-256
+  siglip2-dense show work_dirs/demo --head depth --best --count 4 --out best.png
+  siglip2-dense show head.safetensors --config configs/probe_folder.py --cfg-options val_dataloader.dataset.root=my_data
 """
 HEAD = "head.safetensors"
 
@@ -31,10 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the config to change"
     )
-    parser.add_argument("--json", action="store_true", help="print what is drawn, with all scores, as JSON")
+    add_json_argument(parser)
     arguments = parser.parse_args(argv)
 
-    from siglip2_dense.engine.show import show
+    from siglip2_dense.engine.show import show_extremes
 
     head = Path(arguments.source)
     head = head / HEAD if head.is_dir() else head
@@ -45,15 +44,12 @@ def main(argv: list[str] | None = None) -> None:
         setattr(arguments, name, None)
     arguments.launcher = "none"
     out = arguments.out or head.with_name("best.png" if arguments.best else "worst.png")
-    found = show(load_config(arguments), str(head), out, arguments.count, arguments.best, arguments.head)
-    if arguments.json:
-        print(json.dumps(_plain(found), indent=2))
-        return
+    found = show_extremes(load_config(arguments), str(head), out, arguments.count, arguments.best, arguments.head)
     metric, data = found["metric"], found["data"]
-    print(f"{found['head']}: {metric} {found['scores'][metric]:.4g} on {data['images']} images of {data['name']}")
-    print(f"{out}, row by row:")
-    for number, one in enumerate(found["images"], 1):
-        print(f"  {number}. {metric} {one['scores'][metric]:.4g}  {one['path']}")
+    lines = [f"{found['head']}: {metric} {found['scores'][metric]:.4g}, {data['images']} images of {data['name']}"]
+    lines.append(f"{out}, row by row:")
+    lines += [f"  {n}. {metric} {one['scores'][metric]:.4g}  {one['path']}" for n, one in enumerate(found["images"], 1)]
+    show(found, "\n".join(lines), arguments.json)
 
 
 def _config_beside(head: Path) -> str:
@@ -64,12 +60,3 @@ def _config_beside(head: Path) -> str:
         names = ", ".join(path.name for path in found) or "none"
         raise UserError(f"{head.parent} has not one config beside the head ({names}); give --config.")
     return str(chosen[0])
-
-
-def _plain(value):
-    """With null where a score is none."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return None if value != value else value

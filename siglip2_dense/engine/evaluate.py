@@ -112,7 +112,9 @@ def report(metrics: dict, tasks: dict, oracle: Mapping[str, dict] | None = None)
         lines.append(f"{name}: " + "  ".join(f"{key} {_short(value)}" for key, value in values.items()))
         if ideal := (oracle or {}).get(name):
             headline = tasks[name].headline
-            lines.append(f"{name}: {headline} {_short(ideal[headline])} of the oracle, each cell's own targets")
+            lines.append(
+                f"{name}: {headline} {_short(ideal[headline])} with the targets of each cell of its grid (oracle)"
+            )
     for name, metric in metrics.items():
         found = metric.per_class()
         if not found:

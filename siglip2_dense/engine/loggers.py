@@ -1,5 +1,4 @@
-"""Where the curves of a run go, by one word of its config: ``vis_backends = "tensorboard"``, "wandb", "mlflow" or "json".
-"""
+"""Where the curves of a run go, by one word of its config: ``vis_backends = "tensorboard"``, or another."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Extremes:
         return found
 
 
-def show(
+def show_extremes(
     config: Config, path: str | None, out: str | Path, count: int, best: bool = False, head: str | None = None
 ) -> dict:
     """Evaluate a head file on the config's test data and draw its worst images, or its best, in one PNG.
