@@ -13,7 +13,8 @@ from mmengine.visualization.vis_backend import force_init_env
 
 from siglip2_dense.errors import UserError, nearest
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "json": "json"}  # what each imports
+PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow",), "json": ()}  # that each needs
+SERVER = "MLFLOW_TRACKING_URI"  # the variable that names one
 PROJECT = "siglip2_dense"  # what runs are filed under, where the service has projects or experiments
 MOST_PARAMETERS, LONGEST = 100, 500  # of a call to MLflow, and characters of one
 
@@ -27,16 +28,25 @@ def backends(given: str | Sequence[dict] | None, work_dir: Path) -> list[dict]:
         return list(given or ())
     if given not in PACKAGES:
         raise UserError(f"vis_backends={given!r}: {nearest(given, PACKAGES, ', '.join(PACKAGES))}")
-    if find_spec(PACKAGES[given]) is None:
+    needed = PACKAGES[given]
+    if given == "mlflow" and SERVER not in os.environ:
+        needed += ("sqlalchemy",)  # for a data base of its own; mlflow-skinny has none
+    if any(find_spec(package) is None for package in needed):
         raise UserError(f"curves were to go to {given}, which is not installed; pip install {given}, or take another.")
     if given == "wandb":
         return [dict(type=Wandb, init_kwargs=dict(project=PROJECT, name=work_dir.name))]
     if given == "mlflow":
-        # one store for all runs below a folder, so that they stand in one table
-        store = os.environ.get("MLFLOW_TRACKING_URI") or (work_dir.resolve().parent / "mlruns").as_uri()
-        names = dict(exp_name=PROJECT, run_name=work_dir.name, tracking_uri=store)
-        return [dict(type=MLflow, **names, artifact_suffix=("results.json",))]
+        names = dict(exp_name=PROJECT, run_name=work_dir.name, artifact_suffix=("results.json",))
+        return [dict(type=MLflow, **names, **_store(work_dir.resolve().parent))]
     return [dict(type="LocalVisBackend" if given == "json" else "TensorboardVisBackend")]
+
+
+def _store(folder: Path) -> dict:
+    """MLflow's server, or one data base for all runs of a folder, so that they stand in one table."""
+    if uri := os.environ.get(SERVER):
+        return dict(tracking_uri=uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    return dict(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=(folder / "mlartifacts").as_uri())
 
 
 class Wandb(WandbVisBackend):
