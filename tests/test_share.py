@@ -248,7 +248,21 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield folder
     served.shutdown()
-    served.server_close()
+
+
+def test_a_hub_that_does_not_answer_is_a_sentence(server, monkeypatch, tmp_path):
+    import socket
+
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)  # where nobody listens any more
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.raises(UserError, match=r"SHA256SUMS could not be fetched: the hub cannot be reached \(\w+: "):
+        share.pull("hub:me/sky", tmp_path / "mine")
+    with pytest.raises(UserError, match=r"the heads could not be listed: the hub cannot be reached \(\w+: "):
+        share.listing("hub:me")
 
 
 def test_a_pull_from_the_hub_by_its_real_client(run, server, tmp_path):

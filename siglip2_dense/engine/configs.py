@@ -11,6 +11,7 @@ KEYS = {  # what may stand at the top level, and inside it
     "seed": None, "work_dir": None, "launcher": None, "model": None, "param_scheduler": None, "log_interval": None,
     "pictures": None, "vis_backends": None, "custom_imports": None, "sweep": None, "seeds": None,
     "benchmarks": None,
+    "model_wrapper_cfg": None,  # in the config that a run of several processes leaves
     "feature_store": {"dir", "views", "dtype"},
     "train_cfg": {"max_iters", "val_interval", "save_interval"},
     "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,

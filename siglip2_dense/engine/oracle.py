@@ -37,8 +37,7 @@ class Oracle:
 
     def __init__(self, probe, data, settings: Mapping):
         self.tasks = {name: task for name, task in probe.tasks.items() if hasattr(task, "ideal")}
-        common = [VERSION, records.describe_data(data), _state(data), built_with(data, settings), probe.inference]
-        common += [type(probe).__name__, getattr(probe, "grid", None)]
+        common = _read_by_all(probe, data, settings) if self.tasks else []
         self.keys = {name: _digest([*common, *_read_by(probe, name)]) for name in self.tasks}  # heads share what is one
         held = [{key: _remembered(key) for key in self.keys.values()} if is_main_process() else None]
         broadcast_object_list(held)  # all ranks count, or none
@@ -66,8 +65,14 @@ class Oracle:
         return {name: self.known[key] for name, key in self.keys.items()}
 
 
+def _read_by_all(probe, data, settings: Mapping) -> list:
+    """What the oracles of all heads depend on."""
+    windows = [type(probe).__name__, probe.inference, getattr(probe, "grid", None)]
+    return [VERSION, records.describe_data(data), _state(data), built_with(data, settings), windows]
+
+
 def _read_by(probe, name: str) -> list:
-    """What of a head and its task the oracle depends on."""
+    """What of a head and its task its oracle depends on beside."""
     task, facts = probe.tasks[name], probe.facts
     strides = [facts.strides[tap.block] for tap in probe.heads[name].taps] or [facts.strides[-1]]
     cells = [min(strides), facts.multiple, facts.sequence_length]

@@ -28,7 +28,7 @@ def test_a_run_leaves_head_record_pictures_and_curves(tiny, tmp_path, capsys):
     record = train(tiny(), tmp_path / "run")
     assert "evaluating val at step 12: 7 images in 00:0" in capsys.readouterr().err
     assert set(record) == {
-        "metrics", "per_class", "intervals", "best", "encoder", "protocol", "data", "run", "history",
+        "metrics", "per_class", "intervals", "oracle", "best", "encoder", "protocol", "data", "run", "history",
     }  # fmt: skip
     assert [entry["step"] for entry in record["history"]] == [6, 12]
     assert record["metrics"] == record["history"][-1]["metrics"]
