@@ -64,7 +64,7 @@ def card(
         base_model=f"timm/{entry.timm}" if entry is not None and entry.timm and not entry.weights else None,
         siglip2_dense=found,
     )
-    kinds = " and ".join(dict.fromkeys(task.lower() for task in tasks))
+    kinds = ", ".join(dict.fromkeys(task.lower() for task in tasks))
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
@@ -88,20 +88,22 @@ def _use(where: str) -> str:
 
 
 def _scores(content: HeadFile, record: Mapping | None) -> str:
-    """A table of the head's metrics, with the intervals of its record, if there is one."""
+    """A table of the head's metrics, with the intervals and the oracle's numbers of its record, if there is one."""
     if not content.metrics:
         return f"## Scores\n\nNone were measured at step {content.step}.\n"
-    intervals = (record or {}).get("intervals", {})
-    lines = ["| metric | value | 95 % over images |", "|---|---|---|"]
+    intervals, ideal = ((record or {}).get(key, {}) for key in ("intervals", "oracle"))
+    lines = ["| metric | value | 95 % over images | oracle |", "|---|---|---|---|"]
     for name, value in content.metrics.items():
         low, high = intervals.get(name) or (None, None)
-        lines.append(f"| {name} | {_text(value)} | {f'{_text(low)} to {_text(high)}' if low is not None else '-'} |")
+        between = "-" if low is None else f"{_text(low)} to {_text(high)}"
+        lines.append(f"| {name} | {_text(value)} | {between} | {_text(ideal.get(name))} |")
     if record is None:
         where = "The record of the run was not beside the head: which images these are of is not said."
     else:
         data = record["data"]
         where = f"Of {data['images']} images of {data['name']}, split {data['split']}, at step {content.step}."
-    return "\n".join(["## Scores\n", where, "", *lines, ""])
+    note = "Oracle: of a head that says of each cell of the encoder's grid what is in it, averaged."
+    return "\n".join(["## Scores\n", where, "", *lines, "", *([note, ""] if ideal else [])])
 
 
 def _terms(content: HeadFile, record: Mapping | None, licence: str | None) -> str:

@@ -30,6 +30,7 @@ def run(tmp_path):
     record = {
         "metrics": {"mIoU": 41.234, "aAcc": None},
         "intervals": {"mIoU": [40.0, 42.5], "aAcc": [None, None]},
+        "oracle": {"mIoU": 93.5, "aAcc": None},
         "data": {"name": "ade20k", "split": "val", "images": 2000},
         "encoder": {"name": "siglip2-base-16-256", "taps": []},
     }
@@ -57,7 +58,7 @@ def test_what_is_pushed_is_pulled_and_known_to_sha256sum(run, tmp_path):
 def test_the_card_says_scores_with_intervals_and_the_terms(run, tmp_path):
     share.push(run, str(tmp_path / "sky"), licence="mit")
     said = (tmp_path / "sky" / "README.md").read_text()
-    assert "| mIoU | 41.23 | 40.00 to 42.50 |" in said and "| aAcc | - | - |" in said
+    assert "| mIoU | 41.23 | 40.00 to 42.50 | 93.50 |" in said and "| aAcc | - | - | - |" in said
     assert "Of 2000 images of ade20k, split val, at step 12." in said and "](picture.png)" in said
     assert "- the encoder, siglip2-base-16-256: apache-2.0" in said and "- this head: mit" in said
     assert "- trained on ade20k, train: images for non-commercial research" in said
@@ -78,7 +79,9 @@ def test_what_is_not_known_is_not_claimed(tmp_path):
     said = (tmp_path / "sky" / "README.md").read_text()
     assert "- the encoder, siglip2-base-16-256: unknown" in said and "- this head: its author has not said" in said
     assert "- trained on my set, train: unknown" in said and "visual_genome, train: CC BY 4.0" in said
-    assert "| mIoU | 41.23 | - |" in said and "picture" not in said  # the record is of another head
+    assert (
+        "| mIoU | 41.23 | - | - |" in said and "Oracle" not in said and "picture" not in said
+    )  # the record is of another head
     assert "license:" not in said
     assert data_licence("nyuv2") == "unknown" and "Flickr" in data_licence("voc20")
     assert "random weights" in card("x", content(weights="random:3"), None, "x", None, None)

@@ -27,7 +27,7 @@ from siglip2_dense.registry import DATASETS, build
 from siglip2_dense.viz.layout import titled
 from siglip2_dense.viz.panels import grid, save_picture
 
-COLUMNS = 2
+COLUMNS, WIDE = 2, 1200  # of panels that are not wider than so many pixels
 
 
 class Shown(NamedTuple):
@@ -72,7 +72,7 @@ class Extremes:
         return metric.compute()
 
     def _boxes(self, sample: Sample, found: Detections) -> dict[str, float]:
-        scoring = self.dataset.scoring
+        scoring = self._scoring
         number = scoring["image_ids"][sample.index]
         content = {
             "images": [self._images[number]],
@@ -84,8 +84,12 @@ class Extremes:
         return metric.compute()
 
     @cached_property
+    def _scoring(self) -> dict:
+        return self.dataset.scoring
+
+    @cached_property
     def _annotations(self) -> Mapping:
-        source = self.dataset.scoring["annotations"]
+        source = self._scoring["annotations"]
         return source if isinstance(source, Mapping) else json.loads(Path(source).read_bytes())
 
     @cached_property
@@ -115,7 +119,7 @@ def show_extremes(
     data = build(DATASETS, loading["dataset"], seed=config.seed)
     probe = build_probe(config, data)
     take_head(config, probe, content, path)
-    name = next(iter(probe.tasks)) if head is None else head
+    name = head or next(iter(content.heads if content else probe.tasks))  # as it was trained; a dumped config is sorted
     if name not in probe.tasks:
         raise UserError(f"--head {name}: {nearest(name, probe.tasks, ', '.join(probe.tasks))}")
     task, probe = probe.tasks[name], probe.to(get_device())
@@ -128,7 +132,8 @@ def show_extremes(
         titled(f"{number}. {task.headline} {shown.scores[task.headline]:.4g}, {Path(shown.path).name}", shown.panel)
         for number, shown in enumerate(found, 1)
     ]
-    save_picture(out, grid(panels, columns=min(len(panels), COLUMNS)))
+    columns = COLUMNS if max((panel.shape[1] for panel in panels), default=0) <= WIDE else 1
+    save_picture(out, grid(panels, columns=min(len(panels), columns)))
     return {
         "picture": str(out),
         "head": name,
