@@ -18,6 +18,7 @@ _WHERE = {
     "CATSegHead": "siglip2_dense.heads.catseg",
     "OWLViT": "siglip2_dense.models.owlvit",
     "OWLViTHead": "siglip2_dense.heads.owlvit",
+    "Predictor": "siglip2_dense.predict.predictor",
     "TextEncoder": "siglip2_dense.encoders.text",
 }
 

@@ -34,6 +34,7 @@ class HeadFile:
     metrics: dict
     step: int
     text: dict | None = None  # of a text encoder of which parts were trained: its config, and how it started
+    model: dict | None = None  # the model's config without encoder and heads; none in files of before it was kept
 
 
 def save(path: str | Path, content: HeadFile) -> None:
@@ -48,7 +49,7 @@ def save(path: str | Path, content: HeadFile) -> None:
         "protocol": json.dumps(content.protocol),
         "metrics": json.dumps(content.metrics),
         "step": str(content.step),
-        **({} if content.text is None else {"text": json.dumps(content.text)}),
+        **{key: json.dumps(value) for key in ("text", "model") if (value := getattr(content, key)) is not None},
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
     with atomic(path) as temporary:
@@ -74,7 +75,7 @@ def read(path: str | Path) -> HeadFile:
         protocol=json.loads(metadata["protocol"]),
         metrics=json.loads(metadata["metrics"]),
         step=int(metadata["step"]),
-        text=json.loads(metadata["text"]) if "text" in metadata else None,
+        **{key: json.loads(metadata[key]) for key in ("text", "model") if key in metadata},
     )
 
 
@@ -124,6 +125,14 @@ def describe(head, task, config: dict) -> dict:
         "meaning": task.meaning,
         "scoring": task.scoring,
     }
+
+
+def describe_model(config: dict) -> dict:
+    """What a head file says of its model, by which it can be used without the config.
+
+    config: of the model, as plain data.
+    """
+    return {key: value for key, value in config.items() if key not in ("encoder", "heads")}
 
 
 def describe_text(probe) -> dict | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 
-from siglip2_dense.engine.configs import KEYS, OF_OPTIM, check_keys, find_config
+from siglip2_dense.engine.configs import KEYS, OF_OPTIM, check_keys, find_config, read_config
 from siglip2_dense.errors import UserError, nearest
 
 NAME = "siglip2-dense"
@@ -94,16 +94,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings to change, e.g. train_cfg.max_iters=100",
     )
-
-
-def read_config(path: Path):
-    """The mmengine Config of a file."""
-    from mmengine.config import Config
-
-    try:
-        return Config.fromfile(path)
-    except Exception as error:  # a config is Python: whatever it raises is a fault of the file
-        raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
 
 
 def load_config(arguments: argparse.Namespace):

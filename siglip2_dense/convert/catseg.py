@@ -15,7 +15,7 @@ from torch import Tensor
 from siglip2_dense.convert.checkpoint import read_checkpoint
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import digest
-from siglip2_dense.head_file import HeadFile, describe, describe_text
+from siglip2_dense.head_file import HeadFile, describe, describe_model, describe_text
 from siglip2_dense.registry import MODELS, build
 
 CLIP, AGGREGATOR = "sem_seg_head.predictor.clip_model.", "sem_seg_head.predictor.transformer."
@@ -125,6 +125,7 @@ def convert(source: str | Path, encoder: str | None = None, weights: str = "hub"
         metrics={},
         step=0,
         text=describe_text(model),
+        model=describe_model(config),
     )
     return content, report
 

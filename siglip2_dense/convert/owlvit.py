@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from siglip2_dense.convert.checkpoint import read_checkpoint
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import atomic, digest, write_text
-from siglip2_dense.head_file import HeadFile, describe
+from siglip2_dense.head_file import HeadFile, describe, describe_model
 from siglip2_dense.registry import MODELS, build
 from siglip2_dense.resample import resize_positions
 
@@ -85,6 +85,7 @@ def convert(source: str | Path) -> tuple[HeadFile, dict]:
         },
         metrics={},
         step=0,
+        model=describe_model(config),
     )
     return content, config
 

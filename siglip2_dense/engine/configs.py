@@ -44,6 +44,16 @@ def find_config(name: str) -> Path:
     raise UserError(f"config {name!r} is neither a file nor one of ours: {hint}")
 
 
+def read_config(path: Path):
+    """The mmengine Config of a file."""
+    from mmengine.config import Config
+
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is Python: whatever it raises is a fault of the file
+        raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
+
+
 def check_keys(config) -> None:
     """Raise UserError for a key that nothing reads, a needed one that is missing, or a count that is none."""
     for key, inside in KEYS.items():

@@ -27,7 +27,6 @@ class Outcome(NamedTuple):
     notes: dict  # of training: diverged, rates, seconds
     held: dict[str, PerImage]  # of the held-out images; none without a choice
     tested: dict[str, PerImage]  # of the validation images
-    oracle: dict[str, dict[str, float]]  # what ``Oracle`` has of them
 
 
 def summarise(config: Config, run: Run, validation, outcome: Outcome) -> dict:
@@ -131,10 +130,12 @@ def export(run: Run, work_dir: Path, validation, outcome: Outcome, selection: di
         "peak_learning_rate": rates,
         "selection": selection,
     }
-    ideal = {head: outcome.oracle[name] for head, name in names.items() if name in outcome.oracle}
-    found, step, facts = report(metrics, tasks, ideal), run.config.train_cfg.max_iters, run.probe.facts
-    encoder = run.config.model.encoder.to_dict()
-    content = head_file.HeadFile(tensors, facts, encoder, heads, protocol, found["metrics"], step)
+    found, step, facts = report(metrics, tasks), run.config.train_cfg.max_iters, run.probe.facts
+    config = run.config.to_dict()
+    content = head_file.HeadFile(
+        tensors, facts, config["model"]["encoder"], heads, protocol, found["metrics"], step,
+        model=head_file.describe_model(config),
+    )  # fmt: skip
     head_file.save(work_dir / HEAD, content)
     keep_rows(work_dir / RESULTS, metrics, tasks)
     speed = step * protocol["optimisation"]["images_per_step"] / max(outcome.notes["training_seconds"], 1e-9)
@@ -144,7 +145,7 @@ def export(run: Run, work_dir: Path, validation, outcome: Outcome, selection: di
         "head_seeds": {member.head: member.seed for member in outcome.chosen},
     }
     record = {
-        **{key: found[key] for key in ("metrics", "per_class", "intervals", "oracle")},
+        **{key: found[key] for key in ("metrics", "per_class", "intervals")},
         "best": None,
         "encoder": {**run.encoder, **records.read_by(heads, facts)},
         "protocol": protocol,

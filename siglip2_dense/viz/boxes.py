@@ -23,6 +23,11 @@ def boxes_panel(image: np.ndarray, drawn: Drawn) -> np.ndarray:
     scale = MAX_SIDE / side if side > MAX_SIDE else max(1, -(-MIN_SIDE // side))
     if scale != 1:
         image = resize_image(image, tuple(max(round(length * scale), 1) for length in image.shape[:2]))
+    return with_boxes(image, drawn, scale)
+
+
+def with_boxes(image: np.ndarray, drawn: Drawn, scale: float = 1) -> np.ndarray:
+    """The same at the image's own size. scale: what the boxes are to be multiplied by."""
     picture = Image.fromarray(image)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_SIZE)
     width, height = picture.size

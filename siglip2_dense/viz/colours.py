@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from siglip2_dense.contracts import IGNORE
@@ -9,6 +11,8 @@ from siglip2_dense.label_sets import Colour
 
 IGNORE_COLOUR: Colour = (255, 255, 255)  # in no VOC-like colour map, unlike the greys
 NO_VALUE: Colour = (128, 128, 128)  # where nothing was measured; the colour maps of values have no grey
+VALUES = "viridis"  # matplotlib's table of measured values; perceptually uniform
+OUTLIERS = 1  # per cent of the pixels at either end that do not stretch a scale
 
 
 def palette(num_classes: int) -> list[Colour]:
@@ -48,6 +52,17 @@ def colour_values(values: np.ndarray, low: float, high: float, table: str) -> np
     place = (np.where(known, values, low) - low) / (high - low)
     colours = matplotlib.colormaps[table](place.clip(0, 1), bytes=True)[..., :3]
     return np.where(known[..., None], colours, np.uint8(NO_VALUE))
+
+
+def value_scale(maps: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Least and greatest value to show: of the first map with a value above 0, and a tenth of it apart at least."""
+    for values in maps:
+        measured = values[np.isfinite(values) & (values > 0)]
+        if measured.size:
+            low, high = np.percentile(measured, (OUTLIERS, 100 - OUTLIERS))
+            middle, half = (low + high) / 2, max(high - low, 0.1 * high) / 2
+            return middle - half, middle + half
+    return 0.0, 1.0
 
 
 def colour_normals(normals: np.ndarray) -> np.ndarray:

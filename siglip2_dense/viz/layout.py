@@ -15,6 +15,8 @@ MAX_LEGEND = 16  # names; the rest are counted
 FONT_SIZE, LINE, SWATCH, GAP = 14, 22, 14, 6  # pixels
 BAR, TICK, TICK_SPACE = 12, 4, 80  # pixels: height of a colour bar, of its marks, and width for a mark's label
 BALL = 84  # pixels: diameter of the legend of normals
+MIN_HEIGHT = 256  # pixels; smaller pictures are enlarged
+MIN_COLUMN = 240  # pixels; room for every title, and for two labels of any colour bar
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -39,6 +41,10 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
 def enlarge(picture: np.ndarray, scale: int, kernel: Image.Resampling) -> np.ndarray:
     height, width = picture.shape[:2]
     return np.asarray(Image.fromarray(picture).resize((width * scale, height * scale), kernel))
+
+
+def widened(picture: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
 
 
 def titled(title: str, picture: np.ndarray) -> np.ndarray:

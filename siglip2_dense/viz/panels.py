@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from siglip2_dense.contracts import IGNORE
-from siglip2_dense.resample import resize_image, resize_labels
-from siglip2_dense.viz.colours import NO_VALUE, Colour, colour_labels, colour_normals, colour_values
+from siglip2_dense.viz.colours import (
+    NO_VALUE,
+    OUTLIERS,
+    VALUES,
+    Colour,
+    colour_labels,
+    colour_normals,
+    colour_values,
+    value_scale,
+)
 from siglip2_dense.viz.layout import (
+    MIN_COLUMN,
+    MIN_HEIGHT,
     colour_bar,
     enlarge,
     grid,
@@ -18,17 +27,14 @@ from siglip2_dense.viz.layout import (
     normals_legend,
     save_picture,
     titled,
+    widened,
 )
+from siglip2_dense.viz.overlays import by_frequency, over
 
-__all__ = ["depth_panel", "grid", "normals_panel", "overlay_panel", "save_picture", "segmentation_panel"]
+__all__ = ["depth_panel", "grid", "normals_panel", "save_picture", "segmentation_panel"]
 
-MIN_HEIGHT = 256  # pixels; smaller pictures are enlarged
-MAX_OVERLAY = 2048  # pixels; larger ones are shrunk, or nobody could read the names
 MAX_ENLARGED = 1024  # pixels; pictures with a colour bar are not enlarged beyond this width
-MIN_COLUMN = 240  # pixels; room for every title, and for two labels of any colour bar
-OPACITY = 0.6  # of the colours over the grey image
-VALUES, ERRORS = "viridis", "magma"  # matplotlib's; perceptually uniform, and not to be taken for one another
-OUTLIERS = 1  # per cent of the pixels at either end that do not stretch a scale
+ERRORS = "magma"  # of matplotlib's; perceptually uniform, and not to be taken for ``VALUES``
 
 
 def segmentation_panel(
@@ -47,31 +53,11 @@ def segmentation_panel(
     maps = _given(image, labels, prediction)
     pictures = [titled("input", enlarge(image, scale, Image.Resampling.BICUBIC))]
     for title, values in maps.items():
-        overlay = _overlay(image, colour_labels(values, palette))
+        overlay = over(image, colour_labels(values, palette))
         pictures.append(titled(title, enlarge(overlay, scale, Image.Resampling.NEAREST)))
     row = grid(pictures, columns=len(pictures))
-    names = legend(_by_frequency(list(maps.values())), class_names, palette, row.shape[1])
+    names = legend(by_frequency(list(maps.values())), class_names, palette, row.shape[1])
     return np.concatenate([row, names])
-
-
-def overlay_panel(
-    image: np.ndarray, prediction: np.ndarray, class_names: Sequence[str], palette: list[Colour]
-) -> np.ndarray:
-    """The classes over the image, at most MAX_OVERLAY pixels wide and high, and below it their names, largest first.
-
-    image: (H, W, 3) uint8; prediction: (H, W) integers, IGNORE = none. Returns (h, w, 3) uint8. Raises ValueError when
-    the map's size is not the image's or a class has no colour.
-    """
-    _given(image, None, prediction)
-    names = _by_frequency([prediction])
-    smaller = min(1, MAX_OVERLAY / max(image.shape[:2]))
-    if smaller < 1:
-        height, width = (max(round(side * smaller), 1) for side in image.shape[:2])
-        image, prediction = resize_image(image, (height, width)), resize_labels(prediction, (height, width))
-    scale = max(1, -(-MIN_HEIGHT // max(image.shape[:2])))
-    overlay = enlarge(_overlay(image, colour_labels(prediction, palette)), scale, Image.Resampling.NEAREST)
-    overlay = _widened(overlay, max(overlay.shape[1], MIN_COLUMN))
-    return np.concatenate([overlay, legend(names, class_names, palette, overlay.shape[1])])
 
 
 def depth_panel(
@@ -89,7 +75,7 @@ def depth_panel(
     if depth is not None:
         truth = maps["ground truth"]
         truth[~(truth > 0)] = np.nan
-    scale = *_scale(maps.values()), VALUES
+    scale = *value_scale(maps.values()), VALUES
     unit = f" {unit}" if unit else ""
     shown = {title: (colour_values(values, *scale), (*scale, unit)) for title, values in maps.items()}
     if len(maps) == 2:
@@ -132,17 +118,6 @@ def _given(
     return maps
 
 
-def _scale(maps: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Least and greatest value to show: of the first map with a value above 0, and a tenth of it apart at least."""
-    for values in maps:
-        measured = values[np.isfinite(values) & (values > 0)]
-        if measured.size:
-            low, high = np.percentile(measured, (OUTLIERS, 100 - OUTLIERS))
-            middle, half = (low + high) / 2, max(high - low, 0.1 * high) / 2
-            return middle - half, middle + half
-    return 0.0, 1.0
-
-
 def _top(error: np.ndarray, least: float) -> float:
     """Greatest error to show, ``least`` at least, so that a perfect prediction is not drawn as noise."""
     known = error[np.isfinite(error)]
@@ -164,9 +139,9 @@ def _with_bars(image: np.ndarray, shown: dict[str, tuple[np.ndarray, tuple | Non
     height, width = image.shape[:2]
     scale = max(1, min(-(-MIN_HEIGHT // height), MAX_ENLARGED // width))
     column = max(width * scale, MIN_COLUMN)
-    pictures = [titled("input", _widened(enlarge(image, scale, Image.Resampling.BICUBIC), column))]
+    pictures = [titled("input", widened(enlarge(image, scale, Image.Resampling.BICUBIC), column))]
     for title, (picture, bar) in shown.items():
-        parts = [_widened(enlarge(picture, scale, Image.Resampling.NEAREST), column)]
+        parts = [widened(enlarge(picture, scale, Image.Resampling.NEAREST), column)]
         if bar is not None:
             parts.append(colour_bar(*bar, width=column))
         pictures.append(titled(title, grid(parts, columns=1)))
@@ -174,19 +149,3 @@ def _with_bars(image: np.ndarray, shown: dict[str, tuple[np.ndarray, tuple | Non
     if any((picture == NO_VALUE).all(-1).any() for picture, _ in shown.values()):
         panel = np.concatenate([panel, legend([0], ["no value"], [NO_VALUE], panel.shape[1])])
     return panel
-
-
-def _widened(picture: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
-
-
-def _overlay(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Colours over the image in grey, so that only the classes have a hue. All (H, W, 3) uint8."""
-    grey = image.mean(axis=2, keepdims=True)
-    return (OPACITY * colours + (1 - OPACITY) * grey).round().astype(np.uint8)
-
-
-def _by_frequency(maps: list[np.ndarray]) -> list[int]:
-    """The classes of the maps without IGNORE, most pixels first."""
-    values, counts = np.unique(np.concatenate([values.ravel() for values in maps] or [[]]), return_counts=True)
-    return [int(value) for value in values[np.argsort(-counts, kind="stable")] if value != IGNORE]

@@ -5,7 +5,8 @@ from PIL import Image
 from siglip2_dense.contracts import IGNORE
 from siglip2_dense.viz import layout
 from siglip2_dense.viz.colours import colour_labels, palette
-from siglip2_dense.viz.panels import grid, overlay_panel, save_picture, segmentation_panel
+from siglip2_dense.viz.overlays import overlay_panel
+from siglip2_dense.viz.panels import grid, save_picture, segmentation_panel
 
 NAMES = ("sky", "road", "tree", "car")
 COLOURS = [(0, 0, 200), (200, 0, 0), (0, 200, 0), (200, 200, 0)]

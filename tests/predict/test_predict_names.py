@@ -12,7 +12,7 @@ from torch import nn
 from siglip2_dense.cli import predict as verb
 from siglip2_dense.cli.common import run
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry
-from siglip2_dense.predictor import ask, colours_of, parse_prompts
+from siglip2_dense.predict.prompts import ask, colours_of, parse_prompts
 from siglip2_dense.registry import MODELS
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "olive": (255, 255, 0), "grey": (128,) * 3}
@@ -147,7 +147,8 @@ def test_images_of_every_kind(predict, tmp_path):
     kinds = {
         "alpha.png": blue.convert("RGBA"), "palette.png": blue.convert("P"), "rgb.webp": blue,
         "cmyk.jpg": blue.convert("CMYK"),
-        "grey.png": Image.fromarray(np.full((33, 47), 128, np.uint8)), "bit.png": Image.new("1", (30, 20), 1),
+        "grey.png": Image.fromarray(np.full((33, 47), 128, np.uint8)),
+        "deep.png": Image.fromarray(np.full((33, 47), 128 * 257, np.uint16)), "bit.png": Image.new("1", (30, 20), 1),
         "pixel.png": Image.new("RGB", (1, 1), (0, 0, 255)), "line.png": Image.new("RGB", (700, 1), (0, 0, 255)),
         "large.png": Image.new("RGB", (2900, 2100), (0, 0, 255)),
     }  # fmt: skip
@@ -164,7 +165,14 @@ def test_images_of_every_kind(predict, tmp_path):
     for name in ("alpha.png", "palette.png", "rgb.webp"):
         assert np.asarray(found[name])[25, [30, 110]].tolist() == [1, 0]
     assert np.asarray(found["turned.jpg"])[[30, 110], 25].tolist() == [1, 0]
-    for name, label in (("grey.png", 2), ("bit.png", 2), ("pixel.png", 1), ("line.png", 1), ("large.png", 1)):
+    for name, label in (
+        ("grey.png", 2),
+        ("deep.png", 2),
+        ("bit.png", 2),
+        ("pixel.png", 1),
+        ("line.png", 1),
+        ("large.png", 1),
+    ):
         assert np.unique(found[name]).tolist() == [label], name
     overlay = Image.open(tmp_path / "out/large_overlay.png")
     assert overlay.size[0] == 2048 and Image.open(tmp_path / "out/pixel_overlay.png").size[0] == 256
@@ -174,11 +182,11 @@ def test_images_of_every_kind(predict, tmp_path):
 def test_an_image_that_cannot_be_read_is_named_and_the_rest_goes_on(predict, tmp_path):
     Image.fromarray(painted("red")).save(tmp_path / "good.png")
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "good.png").read_bytes()[:60])
-    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    images = ["broken.jpg", "deep.png", "none.png", "good.png"]
+    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / "floats.tif")
+    images = ["broken.jpg", "floats.tif", "none.png", "good.png"]
     code, out, err = predict(images, "red, blue")
-    assert code == 1 and err.startswith("error: 3 of 4 images could not be read: ")
-    assert "broken.jpg is left out: " in out and "has more than 8 bits a pixel" in out and "no such file" in out
+    assert code == 1 and "error: 3 of 4 images could not be read: " in err
+    assert "broken.jpg is left out: " in out and "holds floating-point numbers" in out and "no such file" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.json", "good_labels.png", "good_overlay.png"}
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 from siglip2_dense import head_file
 from siglip2_dense.cli import predict as verb
 from siglip2_dense.cli.common import run
-from siglip2_dense.contracts import Detections
-from siglip2_dense.detector import coco_file
+from siglip2_dense.predict.coco import write_coco
 from siglip2_dense.registry import MODELS, build
 
 MODEL = dict(
@@ -91,10 +90,10 @@ def test_by_names(predict, tmp_path):
 def test_the_threshold_leaves_out_the_rest(predict, tmp_path):
     counts = []
     for threshold in ("0", "0.5", "0.99"):
-        assert predict(["a.png"], "--prompts", "cat", "--threshold", threshold)[0] == 0
+        assert predict(["a.png"], "--prompts", "cat", "--threshold", threshold, "--overwrite")[0] == 0
         counts.append(len(json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]))
     assert counts[0] == 16 > counts[1] >= counts[2]
-    code, printed, _ = predict(["a.png"], "--prompts", "cat", "--threshold", "0.999999")
+    code, printed, _ = predict(["a.png"], "--prompts", "cat", "--threshold", "0.999999", "--overwrite")
     assert code == 0 and "nothing" in printed
 
 
@@ -123,7 +122,7 @@ def test_an_image_that_cannot_be_read_is_left_out(predict, tmp_path):
         (["--prompts", "cat, Cat"], "are both called"),
         (["--prompts", "cat,,dog"], "has an empty name"),
         (["--prompts", "a very " + "very " * 20 + "long name"], "is longer than the 16 tokens"),
-        (["--prompts", "cat", "--threshold", "1.5"], "--threshold 1.5: give a probability"),
+        (["--prompts", "cat", "--threshold", "1.5"], "threshold=1.5: give a probability"),
         (["--prompts", "cat", "--background", "0.5"], "--background is for segmentation"),
         (["--example", "a.png", "1,2,3"], "give the box as x0,y0,x1,y1"),
         (["--example", "a.png", "1,2,x,4"], "give the box as x0,y0,x1,y1"),
@@ -145,10 +144,19 @@ def test_two_images_of_one_name_and_a_model_without_boxes(predict, tmp_path):
     assert code == 1
 
 
-def test_boxes_in_a_file_end_with_the_image():
-    found = Detections(torch.tensor([[-5.0, 2, 30, 90], [1, 2, 4, 6]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 0]))
-    content = coco_file(
-        [("x.png", (40, 20), found), ("y.png", (5, 5), Detections(*(v[:0] for v in vars(found).values())))], ["a", "b"]
-    )
+def test_boxes_in_a_file_end_with_the_image(tmp_path):
+    found = [
+        {"label": 1, "score": 0.9, "xyxy": [-5.0, 2, 30, 90]},
+        {"label": 0, "score": 0.8, "xyxy": [1, 2, 4, 6]},
+    ]
+    records = [
+        {"image": "x.png", "size": [40, 20], "boxes": found},
+        {"image": "y.png", "size": [5, 5], "boxes": []},
+    ]
+    assert write_coco(tmp_path / "all.json", iter(records), ["a", "b"]) == 2
+    content = json.loads((tmp_path / "all.json").read_text())
     assert [one["bbox"] for one in content["annotations"]] == [[0, 2, 20, 38], [1, 2, 3, 4]]
     assert [one["category_id"] for one in content["annotations"]] == [2, 1] and len(content["images"]) == 2
+    assert write_coco(tmp_path / "none.json", iter([]), ["a"]) == 0
+    assert json.loads((tmp_path / "none.json").read_text())["images"] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "none.json"]
