@@ -21,6 +21,7 @@ from siglip2_dense.threads import computing_alone, map_in_threads
 
 TILE = 16  # columns that share their cells: wider tiles meet more cells, narrower ones copy more
 CPU_BUFFER, GPU_BUFFER = 2**22, 2**28  # bytes of logits at a time and thread: 4 MiB stay in a core's caches
+BLENDED_AT_ONCE = 2**25  # logits at the original size, where windows are no grid
 
 Pieces = tuple[tuple[int, int, int, int, int], ...]
 """Of each window along one axis: cells, padded size, start of the box in it, place in the image, length."""
@@ -43,6 +44,19 @@ def blend(
         total[:, *inside] += pixels
         count[inside] += 1
     return resize((total / count)[None], geometry.original)[0]
+
+
+def blended_argmax(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
+    """(H, W) int64: ``blend(windows).argmax(0)``, some classes at a time, of windows that lie anywhere."""
+    raw, geometry = windows[0]
+    top = torch.full(geometry.original, -torch.inf, device=raw.device)
+    best = torch.zeros_like(top, dtype=torch.int64)
+    at_once = max(BLENDED_AT_ONCE // top.numel(), 1)
+    for first in range(0, len(raw), at_once):
+        highest, number = blend([(view[first : first + at_once], place) for view, place in windows]).max(0)
+        better = highest > top  # of equal ones the first stays
+        best, top = torch.where(better, number + first, best), torch.where(better, highest, top)
+    return best
 
 
 def argmax_map(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:

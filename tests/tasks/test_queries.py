@@ -174,7 +174,7 @@ def test_the_map_of_all_queries_is_never_built(threshold, monkeypatch):
     sizes = []
     original = queries.blend
     monkeypatch.setattr(queries, "blend", lambda windows: sizes.append(len(windows[0][0])) or original(windows))
-    monkeypatch.setattr("siglip2_dense.tasks.segmentation.blend", None)
+    monkeypatch.setattr("siglip2_dense.tasks.segmentation.blended_argmax", None)
     task.predict(make_windows(201))
     assert max(sizes, default=0) <= queries.QUERIES_AT_ONCE and sum(sizes) == (201 if threshold else 0)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from siglip2_dense.contracts import Geometry
 from siglip2_dense.models.windows import window_boxes
 from siglip2_dense.tasks import windows as module
-from siglip2_dense.tasks.windows import argmax_map, blend
+from siglip2_dense.tasks.windows import argmax_map, blend, blended_argmax
 
 
 def make_windows(resized, original, crop, stride, classes=7, patch=8, multiple=None, dtype=torch.float32):
@@ -171,3 +171,15 @@ def test_windows_and_logits_are_those_of_mmsegmentation(resized, original, crop,
 def test_boxes_by_hand():
     assert window_boxes((512, 683), 512, 341) == [(0, 0, 512, 512), (0, 171, 512, 512)]
     assert window_boxes((5, 9), (8, 4), (3, 3)) == [(0, 0, 5, 4), (0, 3, 5, 4), (0, 5, 5, 4)]
+
+
+@pytest.mark.parametrize("at_once", [2**25, 48 * 75 * 2, 1])
+def test_windows_over_one_another_give_the_best_of_their_blend(at_once, monkeypatch):
+    """As those of a mirrored image lie over the others."""
+    monkeypatch.setattr(module, "BLENDED_AT_ONCE", at_once)
+    windows = make_windows((48, 75), (50, 70), 48, 31)
+    torch.manual_seed(1)
+    windows += [(torch.randn_like(raw), place) for raw, place in windows]
+    assert torch.equal(blended_argmax(windows), blend(windows).argmax(0))
+    ties = [(torch.zeros_like(raw), place) for raw, place in windows]
+    assert not blended_argmax(ties).any()

@@ -120,7 +120,7 @@ def test_an_overlay_has_the_classes_over_the_image_and_their_names_below():
         assert panel[place].tolist() == [round(0.6 * value + 0.4 * 100) for value in colour]
     large = overlay_panel(np.zeros((100, 6000, 3), np.uint8), np.zeros((100, 6000), int), ["sky"], palette(2)[1:])
     assert large.shape[1] == 2048 and 34 < large.shape[0] < 80
-    with pytest.raises(ValueError, match="the prediction is"):
+    with pytest.raises(ValueError, match="the map is"):
         overlay_panel(image, labels[:5], ["sky"], palette(3))
 
 
