@@ -9,7 +9,7 @@ from PIL import Image
 from runs import TWO_RANKS, train
 from safetensors.torch import load_file
 
-from siglip2_dense import head_file
+from siglip2_dense import Predictor, head_file
 from siglip2_dense.cli import predict as predict_verb
 from siglip2_dense.cli import test as test_verb
 from siglip2_dense.cli import train as train_verb
@@ -96,7 +96,7 @@ def test_images_segmented_with_a_trained_head_and_a_background(tiny, tmp_path):
     train(config, tmp_path / "run")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(image)
     arguments = [str(image), "--config", str(config), "--head", str(tmp_path / "run" / "head.safetensors")]
-    arguments += ["--out", str(tmp_path / "out"), "--prompts", "cat|kitten, sky"]
+    arguments += ["--out", str(tmp_path / "out"), "--overwrite", "--prompts", "cat|kitten, sky"]
     shares = {}
     for threshold in (None, "0.000001", "0.999999"):
         predict_verb.main(arguments + (["--background", threshold] if threshold else []))
@@ -104,6 +104,13 @@ def test_images_segmented_with_a_trained_head_and_a_background(tiny, tmp_path):
         shares[threshold] = {one["name"]: one["share"] for one in labels}
     assert list(shares[None]) == ["cat", "sky"] and shares["0.000001"] == {"background": 0, **shares[None]}
     assert shares["0.999999"] == {"background": 1, "cat": 0, "sky": 0}
+    alone = Predictor.open_vocabulary(tmp_path / "run" / "head.safetensors", ["cat|kitten", "sky"])  # without a config
+    configured = Predictor.open_vocabulary(config, "cat|kitten, sky", head=tmp_path / "run" / "head.safetensors")
+    found = [one(image).segmentation for one in (alone, configured)]
+    assert np.array_equal(found[0].ids, found[1].ids) and found[0].names == ("cat", "sky")
+    assert dict(zip(found[0].names, found[0].shares.round(6), strict=True)) == shares[None]
+    with pytest.raises(UserError, match="is of open vocabulary: say what to look for"):
+        Predictor(tmp_path / "run" / "head.safetensors")
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit_and_other_names_are_refused(tiny, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from runs import TWO_RANKS, train
 from safetensors.torch import load_file
 
-from siglip2_dense import head_file
+from siglip2_dense import Predictor, head_file
 from siglip2_dense.cli import predict as predict_verb
 from siglip2_dense.cli import test as test_verb
 from siglip2_dense.cli import train as train_verb
@@ -67,6 +67,8 @@ def test_what_a_run_leaves_its_test_and_its_use(tiny, tmp_path):
     predict_verb.main([str(picture), "--task", "detect", *options, "--threshold", "0"])
     found = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert found["categories"] == [{"id": 1, "name": "green cone"}] and len(found["annotations"]) == 16
+    boxes = Predictor.open_vocabulary(head, ["green cone"])(picture, threshold=0).boxes  # without a config
+    assert boxes.scores == pytest.approx([one["score"] for one in found["annotations"]], abs=1e-5)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tiny, tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from siglip2_dense import head_file
+from siglip2_dense import Predictor, head_file
 from siglip2_dense.cli import predict as verb
 from siglip2_dense.cli.common import run
+from siglip2_dense.errors import UserError
 from siglip2_dense.predict.coco import write_coco
 from siglip2_dense.registry import MODELS, build
 
@@ -42,6 +43,8 @@ def head(tmp_path_factory):
         model.trained_state(), model.facts, MODEL["encoder"], {"detection": described}, {}, {}, 0
     )
     head_file.save(folder / "head.safetensors", content)
+    content.model = head_file.describe_model(MODEL)
+    head_file.save(folder / "whole.safetensors", content)
     return folder
 
 
@@ -160,3 +163,64 @@ def test_boxes_in_a_file_end_with_the_image(tmp_path):
     assert write_coco(tmp_path / "none.json", iter([]), ["a"]) == 0
     assert json.loads((tmp_path / "none.json").read_text())["images"] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "none.json"]
+
+
+def same(boxes, others):
+    return all(np.array_equal(getattr(boxes, key), getattr(others, key)) for key in ("xyxy", "scores", "labels"))
+
+
+def test_in_python_by_names_and_by_examples(predict, head, tmp_path):
+    """A head file that says its model is enough; names and examples change without loading anything again."""
+    predictor = Predictor.open_vocabulary(head / "whole.safetensors", prompts=["cat", "remote control|remote"])
+    configured = Predictor.open_vocabulary(
+        head / "owl.py", "cat, remote control|remote", head=head / "head.safetensors"
+    )
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    found = predictor([pixels, tmp_path / "b.png"], threshold=0)
+    for one, image in zip(found, (tmp_path / "a.png", tmp_path / "b.png"), strict=True):
+        assert same(one.boxes, configured(image, threshold=0).boxes) and one.segmentation is None
+    boxes = found[0].boxes
+    assert predictor.classes == boxes.classes == ("cat", "remote control") and set(boxes.names) == set(boxes.classes)
+    surest = predictor(pixels, threshold=float(boxes.scores[3])).boxes
+    assert len(surest) == 4 and np.array_equal(surest.scores, boxes.scores[:4]) and len(boxes) > 4
+    other = Predictor.open_vocabulary(head / "whole.safetensors", prompts=["dog"])(pixels, threshold=0).boxes
+    first = predictor.made_by()
+    predictor.set_prompts(["dog"])
+    assert same(predictor(pixels, threshold=0).boxes, other) and predictor.made_by() != first
+    example = {"mug": [(pixels, (5, 5, 30, 30)), (tmp_path / "b.png", (2, 3, 20, 60))]}
+    predictor.set_examples(example)
+    by_example = predictor(pixels, threshold=0).boxes
+    again = Predictor.open_vocabulary(head / "whole.safetensors", examples=example)
+    assert by_example.classes == ("mug",) and same(by_example, again(pixels, threshold=0).boxes)
+    assert not same(by_example, other) and again.made_by() == predictor.made_by()
+    predictor.set_prompts("dog")
+    assert same(predictor(pixels, threshold=0).boxes, other)
+    picture = np.asarray(found[0].over())
+    assert picture.shape == pixels.shape and (picture != pixels).any()
+    with pytest.raises(UserError, match="background is for segmentation"):
+        predictor.set_prompts(["dog"], background=0.5)
+    for asked in ({}, {"prompts": ["a"], "examples": example}):
+        with pytest.raises(UserError, match="by names"):
+            Predictor.open_vocabulary(head / "whole.safetensors", **asked)
+    with pytest.raises(UserError, match="says nothing of its model"):
+        Predictor.open_vocabulary(head / "head.safetensors", prompts=["cat"])
+    with pytest.raises(UserError, match="is of open vocabulary"):
+        Predictor(head / "head.safetensors")
+
+
+def test_a_head_file_that_says_its_model_needs_no_config(predict, head, tmp_path, capsys):
+    assert predict(["a.png"], "--prompts", "cat", "--threshold", "0")[0] == 0
+    arguments = ["a.png", "--head", str(head / "whole.safetensors"), "--prompts", "cat", "--threshold", "0"]
+    assert run(verb.main, [*arguments, "--out", "alone"]) == 0
+    first, second = ((tmp_path / folder / "detections.json").read_text() for folder in ("out", "alone"))
+    assert first == second
+    code = run(verb.main, [*arguments, "--out", "other", "--task", "segment"])
+    assert code == 1 and "the model finds boxes; give --task detect" in capsys.readouterr().err
+
+
+def test_boxes_of_earlier_calls_are_in_the_file_of_all(predict, tmp_path):
+    assert predict(["a.png"], "--prompts", "cat", "--threshold", "0")[0] == 0
+    code, printed, _ = predict(["a.png", "b.png"], "--prompts", "cat", "--threshold", "0")
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert code == 0 and [one["file_name"] for one in content["images"]] == ["a.png", "b.png"]
+    assert "1 of 2 are there already" in printed and {one["image_id"] for one in content["annotations"]} == {1, 2}

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from siglip2_dense import Predictor
 from siglip2_dense.cli import predict as verb
 from siglip2_dense.cli.common import run
 from siglip2_dense.contracts import EncoderFacts, Features, Geometry
+from siglip2_dense.errors import UserError
 from siglip2_dense.predict.prompts import ask, colours_of, parse_prompts
 from siglip2_dense.registry import MODELS
 
@@ -258,3 +260,24 @@ def test_colours_are_distinct_and_black_is_background():
     colours = colours_of([f"{i}" for i in range(1000)])
     assert len(set(colours)) == 1000 and (0, 0, 0) not in colours
     assert colours_of(["background", "red"])[0] == (0, 0, 0)
+
+
+def test_in_python(predict, tmp_path):
+    """The same as from the command line; other names later, without loading anything again."""
+    pixels = painted("blue", "red", "olive", "red")
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    assert predict(["photo.png"], "red|olive, green, blue")[0] == 0
+    predictor = Predictor.open_vocabulary(tmp_path / "config.py", prompts=["red|olive", "green", "blue"])
+    found = predictor(pixels).segmentation
+    assert predictor.classes == found.names == ("red", "green", "blue")
+    assert np.array_equal(found.ids, np.asarray(Image.open(tmp_path / "out/photo_labels.png")))
+    predictor.set_prompts("red, blue", background=0.6)
+    found = predictor(pixels).segmentation
+    assert found.names == ("background", "red", "blue") and found.ids[32, 32::64].tolist() == [2, 1, 0, 1]
+    assert found.colours[0] == (0, 0, 0)
+    with pytest.raises(UserError, match="ZeroShot cannot be asked for examples"):
+        predictor.set_examples({"a": [(pixels, (0, 0, 9, 9))]})
+    with pytest.raises(UserError, match="are no names"):
+        predictor.set_prompts([1, 2])
+    with pytest.raises(UserError, match="is neither a file nor one of ours"):
+        Predictor.open_vocabulary("zeroshot_nothing", prompts=["a"])
