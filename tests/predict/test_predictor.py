@@ -34,10 +34,10 @@ val_dataloader["dataset"]["length"] = 3
 """
 CAMVID = """
 train_dataloader["dataset"] = dict(
-    type="ImageFolder", root=r"{root}", split="test",
+    type="ImageFolder", root=r"{root}", split="test", ignore=11,
     transforms=[dict(type="Resize", size=(96, 128))])
 val_dataloader = dict(batch_size=1, num_workers=0, dataset=dict(
-    type="ImageFolder", root=r"{root}", split="test",
+    type="ImageFolder", root=r"{root}", split="test", ignore=11,
     transforms=[dict(type="Resize", size=(96, 128), targets=False)]))
 model["inference"] = dict(mode="slide", crop=96, stride=64, flip=True)
 train_cfg = dict(max_iters=3, val_interval=3)
