@@ -34,7 +34,7 @@ class HeadFile:
     metrics: dict
     step: int
     text: dict | None = None  # of a text encoder of which parts were trained: its config, and how it started
-    model: dict | None = None  # the model's config without encoder and heads; none in files of before it was kept
+    model: dict | None = None  # its config without encoder and heads, and its "test_transforms"; none in older files
 
 
 def save(path: str | Path, content: HeadFile) -> None:
@@ -130,9 +130,11 @@ def describe(head, task, config: dict) -> dict:
 def describe_model(config: dict) -> dict:
     """What a head file says of its model, by which it can be used without the config.
 
-    config: of the model, as plain data.
+    config: of a run, as plain data.
     """
-    return {key: value for key, value in config.items() if key not in ("encoder", "heads")}
+    loading = config.get("test_dataloader") or config.get("val_dataloader") or {}
+    settings = {key: value for key, value in config["model"].items() if key not in ("encoder", "heads")}
+    return {**settings, "test_transforms": loading.get("dataset", {}).get("transforms", [])}
 
 
 def describe_text(probe) -> dict | None:

@@ -125,7 +125,7 @@ def convert(source: str | Path, encoder: str | None = None, weights: str = "hub"
         metrics={},
         step=0,
         text=describe_text(model),
-        model=describe_model(config),
+        model=describe_model(dict(model=config)),
     )
     return content, report
 

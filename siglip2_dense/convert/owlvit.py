@@ -85,7 +85,7 @@ def convert(source: str | Path) -> tuple[HeadFile, dict]:
         },
         metrics={},
         step=0,
-        model=describe_model(config),
+        model=describe_model(dict(model=config)),
     )
     return content, config
 

@@ -86,7 +86,7 @@ class Run:
             metrics=metrics,
             step=step,
             text=head_file.describe_text(self.probe),
-            model=head_file.describe_model(self.config.model.to_dict()),
+            model=head_file.describe_model(self.config.to_dict()),
         )
         head_file.save(self.work_dir / name, content)
 

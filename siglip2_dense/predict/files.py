@@ -60,7 +60,8 @@ def predict_files(
     wanted, out, outcome = wanted or Wanted(), Path(out), Outcome()
     made_by = predictor.made_by(wanted.threshold)
     left = [one for one in found if wanted.overwrite or not _is_done(predictor, one, out, made_by, wanted)]
-    outcome.skipped = [str(one.path) for one in found if one not in left]
+    again = set(left)
+    outcome.skipped = [str(one.path) for one in found if one not in again]
     if outcome.skipped:
         say(f"{len(outcome.skipped)} of {len(found)} are there already; --overwrite predicts them again.")
     images, videos = ([one for one in left if one.is_video is kind] for kind in (False, True))

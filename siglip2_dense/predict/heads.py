@@ -64,10 +64,11 @@ def open_heads(paths: Sequence[str | Path], encoder_weights: str | Path | None) 
         groups: dict[str, list] = {}
         taken: set[str] = set()
         for path, content in files:
+            said = content.protocol if content.model is None else content.model
             how = {
-                "inference": inference_of(content),
-                "precision": content.protocol.get("precision", "fp32"),
-                "transforms": content.protocol.get("test_transforms", []),
+                "inference": said.get("inference") or dict(mode="whole"),
+                "precision": said.get("precision", "fp32"),
+                "transforms": said.get("test_transforms", []),
             }
             groups.setdefault(json.dumps(how, sort_keys=True), []).append((path, _renamed(content, taken)))
         return [_view(encoder, json.loads(how), group) for how, group in groups.items()]
@@ -76,10 +77,6 @@ def open_heads(paths: Sequence[str | Path], encoder_weights: str | Path | None) 
 def is_open(content: HeadFile) -> bool:
     """Whether the heads take any class names."""
     return any(one["meaning"].get("vocabulary") == "open" for one in content.heads.values())
-
-
-def inference_of(content: HeadFile) -> dict:
-    return content.protocol.get("inference") or (content.model or {}).get("inference") or dict(mode="whole")
 
 
 def _check_shared(first: str, own: HeadFile, path: str, content: HeadFile, alone: bool) -> None:
@@ -210,5 +207,5 @@ def config_of(content: HeadFile, path: str | Path) -> Config:
         raise UserError(f"{path} {kind}; {advice}.")
     heads = {name: dict(head=one["head"], task=one["task"]) for name, one in content.heads.items()}
     model = {**content.model, "encoder": content.encoder_config, "heads": heads}
-    dataset = dict(transforms=content.protocol.get("test_transforms", []))
+    dataset = dict(transforms=model.pop("test_transforms", []))
     return Config(dict(seed=0, model=model, test_dataloader=dict(dataset=dataset)))

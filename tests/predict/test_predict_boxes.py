@@ -43,7 +43,7 @@ def head(tmp_path_factory):
         model.trained_state(), model.facts, MODEL["encoder"], {"detection": described}, {}, {}, 0
     )
     head_file.save(folder / "head.safetensors", content)
-    content.model = head_file.describe_model(MODEL)
+    content.model = head_file.describe_model(dict(model=MODEL))
     head_file.save(folder / "whole.safetensors", content)
     return folder
 

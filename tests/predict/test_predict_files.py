@@ -13,6 +13,7 @@ from PIL import Image
 from siglip2_dense import Predictor
 from siglip2_dense.cli import predict as verb
 from siglip2_dense.cli.common import run
+from siglip2_dense.errors import UserError
 from siglip2_dense.predict import files as module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,12 +202,22 @@ def test_a_video_becomes_a_video_and_maps_of_its_frames(predict, heads, tmp_path
 
 
 def test_of_a_video_frames_are_made_where_they_are_asked_for_later(predict, tmp_path):
-    write_video(tmp_path / "v.avi", 3, (47, 61), "MJPG")
+    write_video(tmp_path / "v.avi", 3, codec="MJPG")
     assert predict("v.avi")[0] == 0
     assert sorted(contents(tmp_path / "out")) == ["v.json", "v_overlay.mp4"]
-    assert read_video(tmp_path / "out/v_overlay.mp4")[0][0].shape == (48, 62, 3)  # sides are made even
     assert predict("v.avi", "--frames")[0] == 0
     assert "v_frames/000002_labels.png" in contents(tmp_path / "out")
+
+
+def test_odd_sides_are_made_even_and_sizes_may_not_change(tmp_path):
+    with module.video._Writer(tmp_path / "v", 10.0) as writer:
+        for _ in range(3):
+            writer.write(np.full((47, 61, 3), 200, np.uint8))
+        with pytest.raises(UserError, match="change their size to 40x40"):
+            writer.write(np.zeros((40, 40, 3), np.uint8))
+    frames, _ = read_video(tmp_path / "v")
+    assert len(frames) == 3 and frames[0].shape == (48, 62, 3) and abs(int(frames[2][47, 61, 0]) - 200) < 10
+    assert [path.name for path in tmp_path.iterdir()] == ["v"]
 
 
 def test_a_video_that_could_not_be_written_leaves_nothing(predict, tmp_path, monkeypatch):

@@ -29,8 +29,8 @@ model["heads"]["normals"] = dict(
     head=dict(type="LinearHead", layers=[2, 5]), task=dict(type="Normals"), optim=dict(type="AdamW", lr=1e-3)
 )
 train_cfg = dict(max_iters=2, val_interval=2)
-val_dataloader["batch_size"] = 1
-val_dataloader["dataset"]["length"] = 3
+test_dataloader = dict(batch_size=1, dataset=dict(
+    type="GeneratedScenes", split="val", length=3, size=(48, 64), transforms=[dict(type="ResizeShortSide", short=60)]))
 """
 CAMVID = """
 train_dataloader["dataset"] = dict(
