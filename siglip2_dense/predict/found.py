@@ -230,5 +230,5 @@ def _save_png(place: Path, what: str, picture: Image.Image) -> str:
 def _save_npz(place: Path, what: str, values: np.ndarray) -> str:
     path = beside(place, f"{what}.npz")
     with atomic(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **{what: values})
+        np.savez(stream, **{what: values})
     return path.name

@@ -9,6 +9,7 @@ rows at a time and keeps only the best class; ``blend`` is the same computation 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -21,7 +22,7 @@ from siglip2_dense.threads import computing_alone, map_in_threads
 
 TILE = 16  # columns that share their cells: wider tiles meet more cells, narrower ones copy more
 CPU_BUFFER, GPU_BUFFER = 2**22, 2**28  # bytes of logits at a time and thread: 4 MiB stay in a core's caches
-BLENDED_AT_ONCE = 2**25  # logits at the original size, where windows are no grid
+BLENDED_AT_ONCE = 2**26  # logits that are there at a time where windows are no grid
 
 Pieces = tuple[tuple[int, int, int, int, int], ...]
 """Of each window along one axis: cells, padded size, start of the box in it, place in the image, length."""
@@ -47,8 +48,15 @@ def blend(
 
 
 def blended_argmax(windows: Sequence[tuple[Tensor, Geometry]]) -> Tensor:
-    """(H, W) int64: ``blend(windows).argmax(0)``, some classes at a time, of windows that lie anywhere."""
+    """(H, W) int64: ``blend(windows).argmax(0)`` up to rounding, of windows that lie anywhere.
+
+    Their mean is built at the size that they lie in; where that would be too large, some classes at a time.
+    """
     raw, geometry = windows[0]
+    resized = geometry.resized
+    if len(raw) * resized[0] * resized[1] <= BLENDED_AT_ONCE:
+        mean = blend([(view, replace(place, original=resized)) for view, place in windows])
+        return argmax_map([(mean, Geometry(resized, (0, 0, *resized), resized, resized, geometry.original))])
     top = torch.full(geometry.original, -torch.inf, device=raw.device)
     best = torch.zeros_like(top, dtype=torch.int64)
     at_once = max(BLENDED_AT_ONCE // top.numel(), 1)
