@@ -103,14 +103,18 @@ def _is_open(arguments: argparse.Namespace) -> bool:
 
 
 def _trained(arguments: argparse.Namespace):
-    from siglip2_dense.predict.predictor import MAX_PIXELS, Predictor
+    from siglip2_dense.predict.predictor import Predictor
 
-    return Predictor(arguments.head, arguments.weights, max_pixels=arguments.max_pixels or MAX_PIXELS)
+    return Predictor(arguments.head, arguments.weights, **_limits(arguments))
+
+
+def _limits(arguments: argparse.Namespace) -> dict:
+    return {} if arguments.max_pixels is None else {"max_pixels": arguments.max_pixels}
 
 
 def _open_vocabulary(arguments: argparse.Namespace):
     from siglip2_dense.predict.heads import says_its_model
-    from siglip2_dense.predict.predictor import MAX_PIXELS, Predictor
+    from siglip2_dense.predict.predictor import Predictor
     from siglip2_dense.predict.prompts import EXAMPLE, parse_example
 
     detects = arguments.task == "detect" or bool(arguments.example)
@@ -136,7 +140,7 @@ def _open_vocabulary(arguments: argparse.Namespace):
         head=None if source is head else head,
         background=arguments.background,
         encoder_weights=weights,
-        max_pixels=arguments.max_pixels or MAX_PIXELS,
+        **_limits(arguments),
     )
     boxes = any(task.target == "boxes" for task in predictor.tasks.values())
     if arguments.task and boxes != detects:

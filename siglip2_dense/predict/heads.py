@@ -37,7 +37,11 @@ class View:
     def digest(self) -> str:
         """Of all that decides a prediction, but the weights of encoder and heads."""
         probe = self.probe
-        tasks = {name: [task.meaning, task.scoring] for name, task in probe.tasks.items()}
+        asked = ("classes", "members")
+        tasks = {
+            name: [task.meaning, task.scoring, *(getattr(task, key, ()) for key in asked)]
+            for name, task in probe.tasks.items()
+        }
         more = probe.describe() if hasattr(probe, "describe") else {}
         settings = [probe.inference, probe.precision, list(self.transforms), tasks, more, getattr(probe, "texts", {})]
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

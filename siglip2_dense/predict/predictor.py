@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod, sqrt
 from pathlib import Path
 
@@ -153,7 +153,7 @@ class Predictor:
             return list(self.stream(images, threshold))
         return next(self.stream([images], threshold))
 
-    def stream(self, images: Iterator[ImageLike], threshold: float = THRESHOLD) -> Iterator[Result]:
+    def stream(self, images: Iterable[ImageLike], threshold: float = THRESHOLD) -> Iterator[Result]:
         """The results of images one after another, in batches of a few; so any number of them fits."""
         made_by = self.made_by(threshold)
         batch: list[tuple[str, np.ndarray]] = []
