@@ -13,13 +13,16 @@ from siglip2_dense.files import atomic
 FILE = "detections.json"
 
 
-def write_coco(path: str | Path, records: Iterable[dict], classes: Sequence[str], key: str = "boxes") -> int:
-    """Write a COCO annotation file of detections, each with its score, whole or not at all; returns their number.
+def write_coco(
+    path: str | Path, records: Iterable[dict], classes: Sequence[str], key: str = "boxes"
+) -> tuple[int, int]:
+    """Write a COCO annotation file of detections, each with its score, whole or not at all; returns the numbers of
+    images and of boxes.
 
     records: of each image, as ``Result.save`` writes them, in any number: one is held at a time. key: of the boxes in
     them. Images and categories count from 1, and boxes are cut at the image's edges.
     """
-    count = 0
+    number = count = 0
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         annotations = Path(f"{temporary}.annotations")
         try:
@@ -40,7 +43,7 @@ def write_coco(path: str | Path, records: Iterable[dict], classes: Sequence[str]
             annotations.unlink(missing_ok=True)
         categories = [dict(id=number, name=name) for number, name in enumerate(classes, 1)]
         stream.write(f'], "categories": {json.dumps(categories)}}}\n')
-    return count
+    return number, count
 
 
 def _annotation(number: int, image: int, one: dict, size: tuple[int, int]) -> dict:

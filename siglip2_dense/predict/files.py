@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def predict_files(
                     say(f"{source.path} -> {files[0]}")
     finally:  # what was found is kept, whatever became of the rest
         with _writing(out):
-            _write_boxes(predictor, found, out, say)
+            _write_boxes(predictor, found, out, made_by, say)
     return outcome
 
 
@@ -149,18 +149,26 @@ def _is_done(predictor: Predictor, source: Source, out: Path, made_by: dict, wan
     return not lacks_floats and not lacks_frames and all((place.parent / name).exists() for name in files)
 
 
-def _write_boxes(predictor: Predictor, found: Sequence[Source], out: Path, say: Callable[[str], None]) -> None:
+def _write_boxes(
+    predictor: Predictor, found: Sequence[Source], out: Path, made_by: dict, say: Callable[[str], None]
+) -> None:
     """The boxes of all images, those of earlier calls included, in a COCO file for each head that finds some."""
     tasks = predictor.tasks
     for name, key in keys({name: task.target for name, task in tasks.items()}).items():
         if tasks[name].target != "boxes":
             continue
         path = out / f"{key.removesuffix('boxes')}{FILE}"
-        records = [one for one in found if not one.is_video and _record(out, one).is_file()]
-        read = (json.loads(_record(out, one).read_text(encoding="utf-8")) for one in records)
-        count = write_coco(path, read, tasks[name].classes, key)
-        say(f"{path}: {count} boxes of {len(records)} images")
+        images, boxes = write_coco(path, _records(found, out, made_by), tasks[name].classes, key)
+        say(f"{path}: {boxes} boxes of {images} images")
 
 
-def _record(out: Path, source: Source) -> Path:
-    return (out / source.place).with_name(f"{source.place.name}.json")
+def _records(found: Sequence[Source], out: Path, made_by: dict) -> Iterator[dict]:
+    """What was written of images, but not by other heads, which a call that ended early leaves where it overwrites."""
+    for source in found:
+        path = (out / source.place).with_name(f"{source.place.name}.json")
+        if source.is_video or not path.is_file():
+            continue
+        with suppress(ValueError, AttributeError):  # a user's own file
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.get("made_by") == made_by:
+                yield record

@@ -1,8 +1,10 @@
 """Detection from the command line: by names and by examples, awkward images, sentences for mistakes."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -156,11 +158,11 @@ def test_boxes_in_a_file_end_with_the_image(tmp_path):
         {"image": "x.png", "size": [40, 20], "boxes": found},
         {"image": "y.png", "size": [5, 5], "boxes": []},
     ]
-    assert write_coco(tmp_path / "all.json", iter(records), ["a", "b"]) == 2
+    assert write_coco(tmp_path / "all.json", iter(records), ["a", "b"]) == (2, 2)
     content = json.loads((tmp_path / "all.json").read_text())
     assert [one["bbox"] for one in content["annotations"]] == [[0, 2, 20, 38], [1, 2, 3, 4]]
     assert [one["category_id"] for one in content["annotations"]] == [2, 1] and len(content["images"]) == 2
-    assert write_coco(tmp_path / "none.json", iter([]), ["a"]) == 0
+    assert write_coco(tmp_path / "none.json", iter([]), ["a"]) == (0, 0)
     assert json.loads((tmp_path / "none.json").read_text())["images"] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.json", "none.json"]
 
@@ -225,4 +227,26 @@ def test_boxes_of_earlier_calls_are_in_the_file_of_all(predict, tmp_path):
     code, printed, _ = predict(["a.png", "b.png"], "--prompts", "cat", "--threshold", "0")
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert code == 0 and [one["file_name"] for one in content["images"]] == ["a.png", "b.png"]
+    assert "2 images" in printed
     assert "1 of 2 are there already" in printed and {one["image_id"] for one in content["annotations"]} == {1, 2}
+
+
+def test_boxes_of_other_names_are_not_mixed_in_when_overwriting_ends_early(predict, tmp_path, monkeypatch):
+    from siglip2_dense.predict import predictor as module
+
+    assert predict(["a.png", "b.png"], "--prompts", "cat, dog", "--threshold", "0")[0] == 0
+    monkeypatch.setattr(module, "BATCH", 1)
+    original, calls = os.fsync, []
+
+    def full(stream):
+        calls.append(1)
+        if len(calls) == 3:  # the first file of the second image
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(stream)
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, errors = predict(["a.png", "b.png"], "--prompts", "mug", "--threshold", "0", "--overwrite")
+    assert code == 1 and "No space left on device" in errors
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [one["file_name"] for one in content["images"]] == ["a.png"]
+    assert {one["category_id"] for one in content["annotations"]} == {1} and len(content["categories"]) == 1
