@@ -34,9 +34,13 @@ ALLOWED = {
     "published": set(),
 }
 ALLOWED["engine"] = set(ALLOWED)
+ALLOWED["card"] = {"data", "encoders", "head_file", "registry", "tasks"}
+ALLOWED["hub"] = set()
+ALLOWED["share"] = {"card", "head_file", "hub"}
 ALLOWED["predict"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}
 ALLOWED["cli"] = set(ALLOWED) - {"cli"}
+ALLOWED["__main__"] = {"cli"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -95,6 +99,12 @@ def test_every_room_of_the_package_is_in_the_wheel():
     listed = set(settings["tool"]["setuptools"]["packages"])
     rooms = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in FILES}
     assert listed == rooms | {"siglip2_dense.configs", "siglip2_dense.configs._base_"}
+
+
+def test_who_cites_it_cites_this_version():
+    from siglip2_dense import __version__
+
+    assert f"\nversion: {__version__}\n" in (PACKAGE.parent / "CITATION.cff").read_text()
 
 
 def test_no_module_is_heavy_to_ask_for_help():

@@ -2,7 +2,8 @@
 
 Weights are random, shapes those of CLIP B/16 (against transformers) and of SigLIP 2 B/16 and So400m/14 at their
 resolutions of detection. Both sides of the comparison begin with the same pixels of 8 bits and the same ids, and run
-both towers. With --quick it is smaller images, fewer names, the first blocks of the towers, and SigLIP's smaller vocabulary.
+both towers. With --quick it is smaller images, fewer names, the first blocks of the towers, and SigLIP's smaller
+vocabulary.
 """
 
 from __future__ import annotations

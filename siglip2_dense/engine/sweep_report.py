@@ -27,6 +27,7 @@ class Outcome(NamedTuple):
     notes: dict  # of training: diverged, rates, seconds
     held: dict[str, PerImage]  # of the held-out images; none without a choice
     tested: dict[str, PerImage]  # of the validation images
+    oracle: dict[str, dict[str, float]]  # what ``Oracle`` has of them
 
 
 def summarise(config: Config, run: Run, validation, outcome: Outcome) -> dict:
@@ -130,7 +131,8 @@ def export(run: Run, work_dir: Path, validation, outcome: Outcome, selection: di
         "peak_learning_rate": rates,
         "selection": selection,
     }
-    found, step, facts = report(metrics, tasks), run.config.train_cfg.max_iters, run.probe.facts
+    ideal = {head: outcome.oracle[name] for head, name in names.items() if name in outcome.oracle}
+    found, step, facts = report(metrics, tasks, ideal), run.config.train_cfg.max_iters, run.probe.facts
     config = run.config.to_dict()
     content = head_file.HeadFile(
         tensors, facts, config["model"]["encoder"], heads, protocol, found["metrics"], step,
@@ -145,7 +147,7 @@ def export(run: Run, work_dir: Path, validation, outcome: Outcome, selection: di
         "head_seeds": {member.head: member.seed for member in outcome.chosen},
     }
     record = {
-        **{key: found[key] for key in ("metrics", "per_class", "intervals")},
+        **{key: found[key] for key in ("metrics", "per_class", "intervals", "oracle")},
         "best": None,
         "encoder": {**run.encoder, **records.read_by(heads, facts)},
         "protocol": protocol,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siglip2_dense.contracts import IGNORE, Geometry, Sample
+from siglip2_dense.contracts import IGNORE, Geometry, Sample, Size
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import CLASSES, PALETTES, classes_of
 from siglip2_dense.losses.sampled import DrawnPixels
@@ -17,6 +17,7 @@ from siglip2_dense.losses.upsampled import upsampled_cross_entropy
 from siglip2_dense.metrics.segmentation import SegmentationMetric
 from siglip2_dense.registry import TASKS
 from siglip2_dense.tasks.canvas import cells_on_canvas, on_canvas, pixels_on_canvas
+from siglip2_dense.tasks.cells import is_overview, sums
 from siglip2_dense.tasks.windows import argmax_map, blended_argmax
 from siglip2_dense.viz.colours import palette
 from siglip2_dense.viz.panels import segmentation_panel
@@ -106,6 +107,21 @@ class Segmentation:
         if len({geometry.window for _, geometry in windows}) < len(windows):  # mirrored ones lie over the others
             return blended_argmax(windows)
         return argmax_map(windows)
+
+    def ideal(self, labels: Tensor, places: Sequence[tuple[Size, Geometry]]) -> Tensor:
+        """(H, W) int64: what a head would predict that said of each cell how often each class is in it, see
+        ``cells.sums``; up-sampled and joined as any scores.
+
+        labels: (H, W) of one image. Of a model that also looks at an overview, the windows alone count.
+        """
+        counts = torch.bincount(labels.flatten() - IGNORE, minlength=1)[1:]
+        present = counts.nonzero()[:, 0]  # no other class is the best anywhere
+        if not len(present):
+            return torch.zeros_like(labels)
+        each = (labels == present[:, None, None]).float()
+        found = [(sums(each, grid, place), place) for grid, place in places if not is_overview(place)]
+        shares = [(values / values.sum(0).clamp(min=1e-9), place) for values, place in found]
+        return present[Segmentation.predict(self, shares)]
 
     def metric(self) -> SegmentationMetric:
         return SegmentationMetric(self.channels)
