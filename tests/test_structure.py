@@ -38,6 +38,7 @@ ALLOWED["card"] = {"data", "encoders", "head_file", "registry", "tasks"}
 ALLOWED["hub"] = set()
 ALLOWED["share"] = {"card", "head_file", "hub"}
 ALLOWED["predict"] = set(ALLOWED)
+ALLOWED["page"] = set(ALLOWED)
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}
 ALLOWED["cli"] = set(ALLOWED) - {"cli"}
 ALLOWED["__main__"] = {"cli"}
