@@ -48,7 +48,7 @@ class RandomBoxCrop:
             low, high = sample.boxes.new_tensor([left, top]), sample.boxes.new_tensor([left + width, top + height])
             inside = (sample.boxes[:, 2:].minimum(high) - sample.boxes[:, :2].maximum(low)).clamp(min=0).prod(1)
             whole = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1)
-            sample = chosen(sample, torch.nonzero((inside > 0) & (inside >= self.kept * whole))[:, 0])
+            sample = chosen(sample, torch.nonzero(inside >= self.kept * whole)[:, 0])
         return cropped(sample, box)
 
     def _window(self, size: Size, rng: np.random.Generator) -> Box:
@@ -85,11 +85,11 @@ class PadToSquare:
 
 def in_square(sample: Sample, size: int) -> Sample:
     """``PadToSquare`` of a sample."""
-    height, width = sample.image.shape[1:]
-    scale = size / max(height, width)
-    sample = resized(sample, (max(int(height * scale), 1), max(int(width * scale), 1)), targets=True)
+    longest = max(sample.image.shape[1:])
+    height, width = (max(side * size // longest, 1) for side in sample.image.shape[1:])  # of integers, so exact
+    sample = resized(sample, (height, width), targets=True)
     square = torch.full((size, size, 3), GREY, dtype=torch.uint8).permute(2, 0, 1)
-    square[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    square[:, :height, :width] = sample.image
     return replace(sample, image=square)
 
 

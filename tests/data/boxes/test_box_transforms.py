@@ -85,6 +85,14 @@ def test_a_square_has_the_image_in_its_upper_left_and_grey_beside_it(size):
     assert torch.allclose(ours.boxes[0], expected) and np.abs(np.subtract(seen(ours, 0), expected.numpy())).max() <= 1.5
 
 
+def test_the_long_side_is_the_squares_whatever_it_was():
+    """As a product with a rounded scale 47 x (256 / 47) is a little less than 256."""
+    for side in range(1, 320):
+        flat = Sample(image=torch.zeros(3, 1, side, dtype=torch.uint8), boxes=torch.tensor([[0.0, 0, side, 1]]))
+        ours = PadToSquare(256)(flat, rng())
+        assert ours.boxes[0, 2] == pytest.approx(256, abs=1e-3) and (ours.image[:, 0] == 0).all(), side
+
+
 def test_a_square_of_maps_is_refused():
     sample = painted((5, 5), [])
     sample.labels = torch.zeros(5, 5, dtype=torch.int64)
