@@ -101,6 +101,7 @@ def describe_data(dataset) -> dict:
         "images": len(dataset),
         "fingerprint": dataset.fingerprint(),
         **({"left_out": list(notes)} if (notes := getattr(dataset, "notes", ())) else {}),
+        **({"mixing": dataset.mixing} if hasattr(dataset, "mixing") else {}),
     }
 
 

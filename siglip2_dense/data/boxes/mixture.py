@@ -69,6 +69,7 @@ class DetectionMixture(Dataset):
 
     Attributes:
         notes: what was left out, in sentences; printed once as well.
+        mixing: how samples are made of the images, as plain data for records.
     """
 
     targets = ("boxes",)
@@ -90,7 +91,7 @@ class DetectionMixture(Dataset):
         seed: int = 0,
     ):
         _check(sets, size, mosaics)
-        self.size, self.mosaics, self.merge, self.seed = size, tuple(mosaics), merge, seed
+        self.size, self.mosaics, self.merge, self.seed = size, list(mosaics), merge, seed
         self.negatives, self.max_queries, self.max_boxes = negatives, max_queries, max_boxes
         self.notes: list[str] = []
         unseen = None if rare is None else _rare_names(data_root(None, "") / rare)
@@ -115,6 +116,12 @@ class DetectionMixture(Dataset):
     @property
     def metainfo(self) -> dict:
         return {"classes": self.classes}
+
+    @property
+    def mixing(self) -> dict:
+        known = ("size", "mosaics", "merge", "negatives", "max_queries", "max_boxes")
+        shares = [{"set": p.images.name, "weight": round(p.weight, 6), "prompts": p.prompts} for p in self.parts]
+        return {**{key: getattr(self, key) for key in known}, "sets": shares}
 
     def __len__(self) -> int:
         return self.length

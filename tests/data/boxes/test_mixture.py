@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 import pickle
 
 import numpy as np
@@ -192,6 +193,17 @@ def test_rare_names_and_their_spellings_are_not_trained_on(tmp_path, capsys):
     assert data.notes == [note] and note in capsys.readouterr().out
     assert describe_data(data)["left_out"] == [note] and describe_data(data)["images"] == 2
     assert mixture(dict(dataset=config)).notes == [] and "left_out" not in describe_data(mixture(dict(dataset=config)))
+
+
+def test_records_say_how_samples_are_made(tmp_path):
+    """And so a run is not resumed with other negatives."""
+    config = dict(dataset=coco(tmp_path / "a"))
+    plain = describe_data(mixture(config))
+    assert plain["mixing"]["sets"] == [{"set": "coco", "weight": 1.0, "prompts": True}]
+    assert plain == json.loads(json.dumps(plain))
+    for change in (dict(size=96), dict(mosaics=(1, 1)), dict(merge=0.8), dict(negatives=3), dict(max_queries=7)):
+        assert describe_data(mixture(config, **change))["mixing"] != plain["mixing"]
+    assert describe_data(mixture(config | {"prompts": False}))["mixing"] != plain["mixing"]
 
 
 def test_images_to_evaluate_on_are_not_trained_on(tmp_path, capsys):
