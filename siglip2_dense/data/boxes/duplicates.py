@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,15 +33,18 @@ def duplicates(images: BoxDataset, evaluation: BoxDataset) -> np.ndarray:
 
 
 def looks_of(dataset: BoxDataset) -> np.ndarray:
-    """(n,) uint64: what ``looks`` gives of each image."""
+    """(n,) uint64: what ``looks`` gives of each image. Of processes that start together one reads, the others wait."""
     path = cache_folder() / "looks" / f"{dataset.fingerprint()}.npy"
-    if not path.exists():
-        with ThreadPoolExecutor(WORKERS) as pool:
-            found = pool.map(lambda index: looks(dataset.files(dataset.entries[index])[0]), range(len(dataset)))
-            title = f"comparing {dataset.name} {dataset.split}"
-            values = np.fromiter(tqdm(found, total=len(dataset), desc=title, disable=None), np.uint64, len(dataset))
-        with atomic(path) as temporary, open(temporary, "wb") as stream:
-            np.save(stream, values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with ThreadPoolExecutor(WORKERS) as pool:
+                found = pool.map(lambda index: looks(dataset.files(dataset.entries[index])[0]), range(len(dataset)))
+                title = f"comparing {dataset.name} {dataset.split}"
+                values = np.fromiter(tqdm(found, total=len(dataset), desc=title, disable=None), np.uint64, len(dataset))
+            with atomic(path) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, values)
     return np.load(path)
 
 
