@@ -70,7 +70,7 @@ class Sample(_OfTensors):
     normals: Tensor | None = None  # (3, H, W) float32 unit vectors, x right, y down, z into the scene, 0 = none
     boxes: Tensor | None = None  # (N, 4) float32, x0 y0 x1 y1 in pixels of ``image``
     box_names: tuple[tuple[str, ...], ...] = ()  # of each box; several after boxes that overlap were merged
-    queries: tuple[str, ...] = ()  # in training, what is asked of this image: its boxes' names, then what is not there
+    queries: tuple[str, ...] | None = None  # asked in training: names of its boxes, then of what is not there; or all
     intrinsics: Tensor | None = None  # (3, 3) float32 pinhole camera in pixels of ``image``
     path: str = ""
     original_size: Size | None = None

@@ -66,7 +66,7 @@ def collate(samples: Sequence[Sample], targets: Sequence[str] | None = None) -> 
     """
     dropped = {"image": None} if targets is None else dict.fromkeys({"image", *TARGETS} - set(targets))
     if "boxes" in dropped:
-        dropped |= {"box_names": (), "queries": ()}
+        dropped |= {"box_names": (), "queries": None}
     return {
         "inputs": [sample.image for sample in samples],
         "data_samples": [replace(sample, **dropped) for sample in samples],

@@ -30,7 +30,7 @@ def pack_known(sample: Sample, geometry: Sequence[Geometry]) -> bytes:
         original_size=sample.original_size,
         index=sample.index,
         box_names=sample.box_names,
-        queries=sample.queries,
+        asked=sample.queries,
         intrinsics=None if sample.intrinsics is None else sample.intrinsics.tolist(),
         geometry=[astuple(place) for place in geometry],
     )
@@ -41,14 +41,14 @@ def unpack(known: bytes, targets: dict[str, Tensor]) -> tuple[Sample, tuple[Geom
     """The inverse of ``pack_known``, with the targets put in."""
     values = json.loads(known)
     geometry = tuple(Geometry(*(_tuples(value) for value in place)) for place in values["geometry"])
-    intrinsics = values["intrinsics"]
+    intrinsics, asked = values["intrinsics"], values.get("asked")
     sample = Sample(
         path=values["path"],
         original_size=_tuples(values["original_size"]),
         index=values["index"],
         # written before a box could have several names, one is a plain string
         box_names=tuple((names,) if isinstance(names, str) else tuple(names) for names in values["box_names"]),
-        queries=tuple(values.get("queries", ())),
+        queries=None if asked is None else tuple(asked),
         intrinsics=None if intrinsics is None else torch.tensor(intrinsics),
         **targets,
     )

@@ -82,7 +82,7 @@ class Detection:
 
     def asked(self, samples: Sequence[Sample]) -> list[tuple[str, ...]]:
         """What each image of a training batch is asked for."""
-        return [sample.queries or self.classes for sample in samples]
+        return [self.classes if sample.queries is None else sample.queries for sample in samples]
 
     def loss(
         self, raw: RawDetections, geometry: Sequence[Geometry], samples: Sequence[Sample], step: int | None = None
@@ -192,7 +192,7 @@ def _targets(sample: Sample, asked: Sequence[str], geometry: Geometry) -> tuple[
     for row, names in zip(targets, sample.box_names, strict=True):
         row[[numbers[name] for name in names if name in numbers]] = 1
     kept = targets.any(1)
-    if not sample.queries and not kept.all():
+    if sample.queries is None and not kept.all():
         raise UserError(
             f"{sample.path}: a box is called {sample.box_names[kept.int().argmin()][0]!r}, which is none of the "
             "classes that are asked for; give data whose samples have queries, as DetectionMixture, or all classes."

@@ -1,6 +1,7 @@
 """Targets as bytes: exact, and smaller than they were."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_what_a_sample_has_not_stays_away():
     assert again.depth is None and again.normals is None and again.intrinsics is None
     assert torch.equal(again.labels, sample.labels)
     empty = Sample(boxes=torch.zeros(0, 4), path="c", original_size=(3, 4), index=0)
-    assert there_and_back(empty)[0].boxes.shape == (0, 4)
+    assert there_and_back(empty)[0].boxes.shape == (0, 4) and there_and_back(empty)[0].queries is None
+    assert there_and_back(replace(empty, queries=()))[0].queries == ()  # nothing to ask for, not everything
 
 
 @pytest.mark.parametrize(

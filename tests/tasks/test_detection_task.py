@@ -110,8 +110,8 @@ def written_out(raw, number, sample, names, geometry):
 
 
 def samples():
-    boxes = [[[2.0, 3, 30, 40], [10, 10, 60, 45], [40, 5, 63, 20]], [], [[0, 0, 64, 48]]]
-    names = [[("cat",), ("dog", "animal"), ("unknown",)], [], [("dog",)]]
+    boxes = [[[2.0, 3, 30, 40], [40, 5, 63, 20], [10, 10, 60, 45]], [], [[0, 0, 64, 48]]]
+    names = [[("cat",), ("unknown",), ("dog", "animal")], [], [("dog",)]]
     return [
         Sample(boxes=torch.tensor(one).reshape(-1, 4), box_names=tuple(own), queries=("cat", "dog", "animal"), path="x")
         for one, own in zip(boxes, names, strict=True)
@@ -137,6 +137,26 @@ def test_one_image_alone_is_the_same_either_way():
     together = task.loss(raw, [SQUARE], batch)
     task.each = True
     assert together == task.loss(raw, [SQUARE], batch)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_a_step_without_any_box(each):
+    """Its class losses are not divided by nothing."""
+    raw, batch = raw_of(images=2), [samples()[1]] * 2
+    task = Detection(["thing"])
+    task.each = each
+    found = task.loss(raw, [SQUARE] * 2, batch)
+    sums = [written_out(raw, i, sample, sample.queries, SQUARE)[0][0] for i, sample in enumerate(batch)]
+    expected = np.mean(sums) if each else np.sum(sums)
+    assert found["loss_class"].item() == pytest.approx(expected, rel=2e-4)
+    assert found["loss_l1"] == found["loss_giou"] == 0
+
+
+def test_an_image_of_which_nothing_is_known_is_asked_for_nothing():
+    unknown = Sample(boxes=torch.zeros(0, 4), queries=())
+    task = Detection(["cat", "dog"])
+    assert task.asked([unknown]) == [()]
+    assert sum(task.loss(raw_of(queries=0), [SQUARE], [unknown]).values()) == 0
 
 
 def test_an_image_is_asked_for_the_classes_where_its_sample_does_not_say():

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ class BoxDataset(PixelDataset):
     """Images with boxes in one file of annotations, and what is known not to be in them.
 
     A subclass gives ``load() -> Annotations`` and, as every set, ``name`` and ``folder``. A sample has the boxes that
-    can be learnt from, each with its one name. An entry is an image's place in the file.
+    can be learnt from, each with its one name, and ``queries``. An entry is an image's place in the file.
 
     Attributes:
         annotations: the path of the file.
@@ -39,6 +40,7 @@ class BoxDataset(PixelDataset):
     targets = ("boxes",)
     splits = ()  # whatever there are annotations of
     rule: str | None = None
+    complete = True  # whether all things of all its classes are marked: what an image has no box of is not there
     unavailable: frozenset[str] = frozenset()  # files that the annotations list and nobody has
 
     def __init__(
@@ -127,6 +129,17 @@ class BoxDataset(PixelDataset):
         names = tuple((self.classes[label],) for label in self.known.labels[own].tolist())
         return Sample(image=image, boxes=torch.from_numpy(self.known.boxes[own].copy()), box_names=names)
 
+    def view(self, index: int, rng: np.random.Generator) -> Sample:
+        """As in ``PixelDataset``, with what can be asked: names of the boxes that transforms have left, then of what is
+        known not to be in the image.
+        """
+        sample = super().view(index, rng)
+        inside = self.labels_in(index)
+        others = (label for label in range(len(self.classes)) if label not in inside)
+        absent = others if self.complete else self.labels_absent(index)
+        names = (*(name for names in sample.box_names for name in names), *(self.classes[label] for label in absent))
+        return replace(sample, queries=tuple(dict.fromkeys(names)))
+
     def labels_in(self, index: int) -> set[int]:
         """Labels of what is in an image or may be, boxed or not: they are no negatives of it."""
         entry = self.entries[index]
@@ -186,7 +199,9 @@ class CocoDetection(BoxDataset):
 
     @property
     def coco_numbers(self) -> np.ndarray:
-        """COCO's files are called by twelve digits, before 2017 behind the split; another set's have other names."""
+        """COCO's files are called by twelve digits, before 2017 behind the split. A set with any other names is not
+        COCO's, and may have an image of COCO's under one of these.
+        """
         stems = (Path(self.known.files[entry]).stem for entry in self.entries)
-        found = (re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", stem) for stem in stems)
-        return np.array([int(match[1]) if match else -1 for match in found], dtype=np.int64)
+        found = [re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", stem) for stem in stems]
+        return np.array([int(match[1]) for match in found], dtype=np.int64) if all(found) else super().coco_numbers

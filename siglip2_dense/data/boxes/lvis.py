@@ -29,6 +29,7 @@ class LVIS(BoxDataset):
     licence = "annotations CC BY 4.0; each photograph has the licence that its owner gave it on Flickr"
     folder = "coco"
     rule = "lvis"
+    complete = False
 
     def __init__(
         self,

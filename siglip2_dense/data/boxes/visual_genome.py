@@ -28,6 +28,7 @@ class VisualGenome(BoxDataset):
     licence = "CC BY 4.0"
     folder = "visual_genome"
     splits = ("train",)
+    complete = False
 
     def __init__(
         self,

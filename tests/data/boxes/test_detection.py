@@ -37,11 +37,21 @@ def test_boxes_are_cut_and_those_that_cannot_be_learnt_from_are_left_out(tmp_pat
     first, empty, third = (data[i] for i in range(3))
     assert first.boxes.tolist() == [[25, 15, 30, 20], [0, 0, 6, 4]] and first.boxes.dtype == torch.float32
     assert first.box_names == (("remote control",), ("cat",)) and first.original_size == (20, 30) and first.index == 0
-    assert empty.boxes.shape == (0, 4) and empty.box_names == () and empty.queries == ()
+    assert empty.boxes.shape == (0, 4) and empty.box_names == ()
     assert third.boxes.tolist() == [[1, 2, 4, 6]] and third.path.endswith("train2017/000000000003.jpg")
     assert data.known.left_out == {"around crowds": 1, "without an area": 2, "outside their image": 1}
     assert data.labels_in(0) == {0, 1, 2} and data.labels_in(1) == set() and data.labels_in(2) == {0, 1}
     assert data.occurrences() == {"remote control": 1, "cat": 2, "Bow_(weapon)": 0}
+
+
+def test_what_can_be_asked_is_what_is_there_and_what_is_known_not_to_be(tmp_path):
+    """Of a set by itself, without a mixture: neither what lies around a crowd, nor what was cropped away."""
+    write_coco(tmp_path, BOXES)
+    data = CocoDetection("train", tmp_path)
+    remote, cat, bow = data.classes
+    assert [data[i].queries for i in range(3)] == [(remote, cat), (remote, cat, bow), (cat, bow)]
+    crop = CocoDetection("train", tmp_path, transforms=[dict(type="Crop", top=10, left=20, height=10, width=10)])
+    assert crop[0].box_names == ((remote,),) and crop[0].queries == (remote,) and crop[2].queries == (bow,)
 
 
 def test_what_transforms_draw_depends_on_epoch_and_index(tmp_path):
@@ -73,6 +83,8 @@ def test_lvis_reads_images_of_both_folders_and_what_they_were_checked_for(tmp_pa
     assert [data[i].path.split("/")[-2] for i in range(3)] == ["val2017", "train2017", "val2017"]
     assert data[0].box_names == (("cat",),) and data.labels_in(0) == {0, 1}  # "remote control" is not complete there
     assert [data.labels_absent(i) for i in range(3)] == [[2], [0, 1], []]
+    remote, cat, bow = data.classes
+    assert [data[i].queries for i in range(3)] == [(cat, bow), (bow, remote, cat), ()]
     assert data.rule == "lvis" and data.coco_numbers.tolist() == [1, 2, 3]
     assert data.occurrences() == {"remote control": 1, "cat": 2, "Bow_(weapon)": 3}
     assert data.scoring["image_ids"] == (1, 2, 3) and data.scoring["category_ids"] == (3, 7, 90)
@@ -147,6 +159,7 @@ def test_visual_genome(tmp_path):
     assert data.classes == ("clock old", "tree") and data.coco_numbers.tolist() == [-1, 139]
     assert [len(data[i].boxes) for i in (0, 1)] == [0, 2]
     assert data[1].boxes.tolist() == [[2, 3, 12, 20]] * 2 and data[1].box_names == (("clock old",), ("tree",))
+    assert data[0].queries == () and data[1].queries == ("clock old", "tree")  # of the rest nothing is known
     (tmp_path / "image_data.json").unlink()
     with pytest.raises(UserError, match=r"image_data\.json; run `siglip2-dense data prepare visual_genome"):
         VisualGenome(root=tmp_path)

@@ -1,5 +1,8 @@
 """Which images are also in another set."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from boxes_made import coco_content, write_coco, write_image, write_json
 from PIL import Image
@@ -29,6 +32,33 @@ def test_looks_tell_otherwise_and_are_kept(tmp_path, monkeypatch):
     assert duplicates(a, b).tolist() == [False, False, False, True, True]
     monkeypatch.setattr(module, "looks", None)
     assert duplicates(a, b).tolist() == [False, False, False, True, True]
+
+
+def test_numbers_of_a_set_with_some_other_names_tell_nothing(tmp_path):
+    """An image of COCO's under a name of its own would be trained on."""
+    content = coco_content([], images=3)
+    content["images"][2]["file_name"] = "my own.jpg"
+    write_json(tmp_path / "a/annotations/instances_train2017.json", content)
+    write_coco(tmp_path / "b", [], images=5)
+    for image in content["images"]:
+        write_image(tmp_path / "a/train2017" / image["file_name"], seed=image["id"] if image["id"] < 3 else 5)
+    a, b = (CocoDetection("train", tmp_path / name) for name in "ab")
+    assert a.coco_numbers.tolist() == [-1] * 3 and duplicates(a, b).tolist() == [True] * 3
+
+
+def test_several_processes_read_the_pictures_once(tmp_path, monkeypatch):
+    write_coco(tmp_path, [], images=4)
+    data, read = CocoDetection("train", tmp_path), []
+
+    def slowly(path):
+        time.sleep(0.05)
+        read.append(path)
+        return 7
+
+    monkeypatch.setattr(module, "looks", slowly)
+    with ThreadPoolExecutor(3) as pool:  # a lock of a file is also one between those that have opened it each
+        found = list(pool.map(lambda _: module.looks_of(data).tolist(), range(3)))
+    assert found == [[7] * 4] * 3 and len(read) == 4
 
 
 def test_looks_hardly_change_with_size_and_compression(real, tmp_path):
