@@ -57,6 +57,11 @@ def read_coco(path: Path, file_of: Callable[[dict], str]) -> Annotations:
         boxes = _boxes(path, annotations)
         crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
         sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
+        for category in categories:
+            if not isinstance(category["name"], str):
+                raise UserError(
+                    f"{path}: the category {category['id']} is called {category['name']!r}; give it a name."
+                )
         label_of = {number: label for label, number in enumerate(category_ids.tolist())}
         listed = {
             key: {

@@ -18,6 +18,7 @@ from siglip2_dense.data.base import contiguous, data_root
 from siglip2_dense.data.boxes.coco import BoxDataset
 from siglip2_dense.data.boxes.duplicates import duplicates
 from siglip2_dense.data.boxes.names import Pool, RareNames, prompt, templates
+from siglip2_dense.data.boxes.settings import check_counts, check_mixture
 from siglip2_dense.data.boxes.transforms import chosen, merged, mosaic
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import canonical
@@ -90,7 +91,8 @@ class DetectionMixture(Dataset):
         exclude: Sequence[dict] = (),
         seed: int = 0,
     ):
-        _check(sets, size, mosaics)
+        check_counts(size=(size, 1), negatives=(negatives, 0), max_queries=(max_queries, 1), max_boxes=(max_boxes, 1))
+        check_mixture(sets, size, mosaics, merge)
         self.size, self.mosaics, self.merge, self.seed = size, list(mosaics), merge, seed
         self.negatives, self.max_queries, self.max_boxes = negatives, max_queries, max_boxes
         self.notes: list[str] = []
@@ -170,18 +172,14 @@ class DetectionMixture(Dataset):
 
     def _names(self, images: BoxDataset, unseen: RareNames | None) -> tuple[str, ...]:
         names = [canonical(name) for name in images.classes]
+        unwritten = np.array([not name for name in names], dtype=bool)
+        if unwritten.any():
+            self.notes.append(_left_out(images, images.classes, unwritten, "have no letter from a to z"))
         if unseen is None:
             return tuple(names)
-        gone = np.array([name in unseen for name in names], dtype=bool)
-        counts = np.bincount(images.known.labels, minlength=len(names)) * gone
-        note = (
-            f"{images.name} {images.split}: {gone.sum():,} names are rare in LVIS, with {counts.sum():,} of "
-            f"{len(images.known.labels):,} boxes, and are left out"
-        )
-        shown = [names[label] for label in np.argsort(-counts, kind="stable")[: min(gone.sum(), SHOWN)]]
-        more = f" and {gone.sum() - len(shown):,} more" if gone.sum() > len(shown) else ""
-        self.notes.append(f"{note}: {', '.join(shown)}{more}" if shown else note)
-        return tuple("" if is_gone else name for name, is_gone in zip(names, gone, strict=True))
+        rare = np.array([name in unseen for name in names], dtype=bool)
+        self.notes.append(_left_out(images, names, rare, "are rare in LVIS"))
+        return tuple("" if is_rare else name for name, is_rare in zip(names, rare, strict=True))
 
     def _frequencies(self) -> tuple[Pool, dict[str, float]]:
         """What negatives are drawn from, and of each name how often it is one of a set that puts it into sentences."""
@@ -215,7 +213,7 @@ class DetectionMixture(Dataset):
         listed = [name for name in dict.fromkeys(absent) if name and name not in inside]
         listed = [listed[i] for i in rng.permutation(len(listed))[:room]]
         wanted = min(self.negatives, room) - len(listed)
-        drawn = self._pool.draw(wanted, inside | {*positives, *listed}, rng)
+        drawn = self._pool.draw(wanted, inside | {*listed}, rng)
 
         share = dict.fromkeys([*positives, *listed], float(part.prompts)) | {n: self._prompted[n] for n in drawn}
         written = {name: prompt(name, rng) if rng.random() < often else name for name, often in share.items()}
@@ -239,6 +237,19 @@ def _with_boxes(dataset: Dataset) -> BoxDataset:
     return dataset
 
 
+def _left_out(images: BoxDataset, names: Sequence[str], gone: np.ndarray, why: str) -> str:
+    """A sentence about those of a set's names (K,) that are gone, which is (K,) bool, those with most boxes first."""
+    labels = np.flatnonzero(gone)
+    counts = np.bincount(images.known.labels, minlength=len(names))[labels]
+    note = (
+        f"{images.name} {images.split}: {len(labels):,} names {why}, with {counts.sum():,} of "
+        f"{len(images.known.labels):,} boxes, and are left out"
+    )
+    shown = [names[label] for label in labels[np.argsort(-counts, kind="stable")][:SHOWN]]
+    more = f" and {len(labels) - len(shown):,} more" if len(labels) > len(shown) else ""
+    return f"{note}: {', '.join(shown)}{more}" if shown else note
+
+
 def _named(sample: Sample, part: Part) -> Sample:
     """The sample with canonical names, without the boxes of names that are not to be learnt."""
     names = tuple(tuple(part.canonical[name] for name in names) for names in sample.box_names)
@@ -250,20 +261,3 @@ def _named(sample: Sample, part: Part) -> Sample:
 def _order(seed: int, number: int, turn: int, size: int) -> np.ndarray:
     """(size,) the order of a set's images, the ``turn``-th time that they are gone through."""
     return np.random.default_rng([seed, number, turn, *b"mixture"]).permutation(size).astype(np.int32)
-
-
-def _check(sets: Sequence[dict], size: int, mosaics: Sequence[float]) -> None:
-    if not sets:
-        raise UserError("DetectionMixture: sets is empty; give at least one dict(dataset=...).")
-    for one in sets:
-        if unknown := sorted(set(one) - {"dataset", "weight", "prompts"}):
-            raise UserError(f"DetectionMixture: sets have dataset, weight and prompts, not {unknown[0]!r}.")
-        if "dataset" not in one or one.get("weight", 1) <= 0:
-            raise UserError(f"DetectionMixture: {one!r}: give the config of a dataset, and a weight above 0.")
-    if not mosaics or min(mosaics) < 0 or sum(mosaics) <= 0:
-        raise UserError(
-            f"DetectionMixture: mosaics={mosaics!r}: give a probability of 1 x 1 images, of 2 x 2, and so on."
-        )
-    for k, probability in enumerate(mosaics, start=1):
-        if probability and size % k:
-            raise UserError(f"DetectionMixture: size={size} is no multiple of {k}, of mosaics of {k} x {k} images.")

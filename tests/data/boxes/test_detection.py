@@ -126,6 +126,11 @@ def test_objects365_of_both_versions(tmp_path):
         write_image(tmp_path / f"train/patch16/objects365_v2_{i:08d}.jpg")
     data = Objects365("train", tmp_path)
     assert len(data) == 2 and data.image_ids.tolist() == [1, 2]  # the third is in no archive
+    first = content["images"].pop()
+    write_json(tmp_path / "annotations/zhiyuan_objv2_train.json", content | {"images": [first, *content["images"]]})
+    shifted = Objects365("train", tmp_path)  # the first of the file is the one that is not there
+    assert [shifted.labels_in(i) for i in range(2)] == [data.labels_in(i) for i in range(2)] == [{1}, set()]
+    assert shifted.image_ids.tolist() == [1, 2] and shifted[0].boxes.tolist() == [[1, 2, 4, 6]]
     assert data[0].box_names == (("cat",),) and (data.coco_numbers == -1).all() and data[1].index == 1
     with pytest.raises(UserError, match="no rule is agreed"):
         _ = data.scoring
@@ -195,6 +200,7 @@ def _changed(tmp_path, change, boxes=BOXES, **options):
         (lambda c: c["annotations"][0].update(category_id=1), r"annotation 101 is of the category 1, .*\(1 such"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"the box of the annotation 102 is \[1, 2, 3\]"),
         (lambda c: c.pop("categories"), r"not in the format of its kind \(KeyError: 'categories'"),
+        (lambda c: c["categories"][1].update(name=5), r"the category 3 is called 5; give it a name"),
         (lambda c: c["images"].append(c["images"][0]), r"two entries of the image 1"),
         (lambda c: c.update(images=[]), r"image \d+, which the file does not define \(7 such"),
     ],

@@ -137,6 +137,75 @@ def test_what_may_be_in_an_image_is_no_negative_of_it(tmp_path):
     assert not any("thing 1" in queries or "thing 2" in queries for queries in singles["1"])
 
 
+def test_what_another_tile_may_hold_is_no_negative(tmp_path):
+    """Of four tiles each is cropped: what is asked for is held by none of their images."""
+    names = {number: f"thing {number}" for number in range(1, 9)}
+    config = coco(tmp_path / "a", 8, names, boxes=[(i, i, [0, 0, 9, 9]) for i in range(1, 9)])
+    data = mixture(
+        dict(dataset=config, prompts=False), mosaics=(0, 1),
+        transforms=[dict(type="Crop", top=10, left=10, height=10, width=20)],
+    )  # fmt: skip
+    places, named = [], data.parts[0].images.view
+    data.parts[0].images.view = lambda place, rng: places.append(place) or named(place, rng)
+    for i in range(8):
+        places.clear()
+        asked = set(data[i].queries)
+        assert asked == set(names.values()) - {f"thing {place + 1}" for place in places} and len(places) == 4
+
+
+def lvis(root, boxes, negative, incomplete=None, images=2, names=None):
+    """LVIS's train with these categories, all frequent."""
+    names = names or {number: f"thing {number}" for number in range(1, 9)}
+    content = lvis_content(boxes, negative, incomplete or {}, images, frequencies="f" * len(names), categories=names)
+    write_json(root / "annotations/lvis_v1_train.json", content)
+    for i in range(1, images + 1):
+        write_image(root / f"val2017/{i:012d}.jpg")
+    return dict(type="LVIS", split="train", root=root)
+
+
+def test_what_one_tile_lacks_and_another_holds_is_no_negative(tmp_path):
+    config = lvis(tmp_path, [(1, 1, [0, 0, 9, 9]), (2, 2, [0, 0, 9, 9])], {1: [2, 3], 2: [1, 4]})
+    crop = dict(type="Crop", top=10, left=10, height=10, width=20)  # where no box is
+    data = mixture(dict(dataset=config, prompts=False), mosaics=(0, 1), negatives=0, transforms=[crop])
+    asked = {frozenset(data[epoch, i].queries) for epoch in range(9) for i in range(2)}
+    both = frozenset({"thing 3", "thing 4"})
+    assert both in asked and asked <= {both, frozenset({"thing 2", "thing 3"}), frozenset({"thing 1", "thing 4"})}
+
+
+def test_what_was_looked_for_is_not_drawn_once_more(tmp_path):
+    config = lvis(tmp_path, [(1, 1, [0, 0, 9, 9]), (2, 8, [0, 0, 9, 9])], {1: [2, 3, 4, 5], 2: [2, 3, 4, 5, 6, 7]})
+    data = mixture(dict(dataset=config, prompts=False), negatives=6)
+    for epoch in range(9):
+        for i in range(2):
+            assert len(data[epoch, i].queries) == 7  # its own name and six others
+
+
+def test_rare_names_are_not_asked_for_where_an_image_was_looked_through_for_them(tmp_path):
+    names = {1: "thing 1", 2: "gizmo", 3: "other"}
+    config = lvis(tmp_path / "a", [(1, 1, [0, 0, 9, 9]), (2, 1, [0, 0, 9, 9])], {1: [2, 3], 2: [2]}, names=names)
+    categories = [{"name": "gizmo", "frequency": "r", "synonyms": ["gizmo"]}]
+    rare = write_json(tmp_path / "lvis.json", {"categories": categories})
+    data = mixture(dict(dataset=config, prompts=False), rare=rare)
+    assert {data[i].queries for i in range(2)} == {("thing 1", "other")}
+
+
+def test_negatives_come_from_the_sets_by_their_weights(tmp_path):
+    sets = [
+        dict(dataset=coco(tmp_path / name, 4, {1: f"of {name}", 2: "here"}, boxes=boxes), prompts=False, weight=weight)
+        for name, weight, boxes in (
+            ("a", 9, [(i, 1, [0, 0, 9, 9]) for i in range(1, 4)]),
+            ("b", 1, [(i, 1, [0, 0, 9, 9]) for i in range(1, 4)]),
+        )
+    ]
+    data = mixture(*sets, negatives=1)
+    drawn = collections.Counter()
+    for epoch in range(200):
+        for i in range(8):
+            sample = data[epoch, i]
+            drawn.update(sample.queries if len(sample.boxes) == 0 else ())
+    assert drawn["of a"] / drawn.total() == pytest.approx(0.9, abs=0.06) and drawn.total() > 300
+
+
 def test_lvis_asks_for_what_was_looked_for_and_not_for_what_is_incomplete(tmp_path):
     boxes = [(i, 1, [0, 0, 9, 9]) for i in range(1, 41)] + [(1, 3, [2, 2, 5, 5]), (1, 4, [4, 4, 5, 5])]
     names = {number: f"thing {number}" for number in range(1, 9)}
@@ -206,12 +275,26 @@ def test_records_say_how_samples_are_made(tmp_path):
     assert describe_data(mixture(config | {"prompts": False}))["mixing"] != plain["mixing"]
 
 
+def test_names_that_nothing_is_left_of_are_named(tmp_path):
+    names = {1: "thing 1", 2: "猫", 3: "!"}
+    config = coco(tmp_path / "a", images=2, boxes=[(i, 2, [0, 0, 9, 9]) for i in (1, 2)], categories=names)
+    data = mixture(dict(dataset=config))
+    note = "coco train: 2 names have no letter from a to z, with 2 of 2 boxes, and are left out: 猫, !"
+    assert data.notes == [note] and len(data[0].boxes) == 0
+
+
 def test_images_to_evaluate_on_are_not_trained_on(tmp_path, capsys):
     config = coco(tmp_path / "a", images=6)
     evaluated = coco(tmp_path / "b", images=2)  # the numbers 1 and 2
     data = mixture(dict(dataset=config), exclude=[evaluated], mosaics=(0, 1))
     assert len(data) == 4 and data.parts[0].kept.tolist() == [2, 3, 4, 5]
     assert {data[epoch, i].path[-5] for epoch in range(3) for i in range(4)} == set("3456")
+    own = mixture(
+        dict(dataset=coco(tmp_path / "c", boxes=[(i, i, [0, 0, 9, 9]) for i in range(1, 7)]), prompts=False),
+        exclude=[evaluated], mosaics=(0, 1),
+    )  # fmt: skip
+    seen = {name for epoch in range(9) for i in range(4) for (name,) in own[epoch, i].box_names}
+    assert seen == {f"thing {number}" for number in range(3, 7)}  # in no tile
     note = "coco train: 2 of 6 images are in coco train, and are left out"
     assert data.notes == [note] and note in capsys.readouterr().out
     assert data.fingerprint() != mixture(dict(dataset=config), mosaics=(0, 1)).fingerprint()
@@ -244,6 +327,12 @@ def test_boxes_that_overlap_are_merged_after_the_mosaic(tmp_path):
         (dict(mosaics=()), "mosaics="),
         (dict(mosaics=(0.5, -0.1)), "mosaics="),
         (dict(size=50), "size=50 is no multiple of 3"),
+        (dict(size=48.0), r"size=48\.0; give a whole number from 1 on"),
+        (dict(sets=[dict(dataset={}, weight="1")]), "a weight above 0"),
+        (dict(merge=0), "merge=0: give an overlap above 0"),
+        (dict(negatives=-1), "negatives=-1; give a whole number from 0 on"),
+        (dict(max_queries=0), "max_queries=0; give a whole number from 1 on"),
+        (dict(max_boxes=0.5), r"max_boxes=0\.5; give a whole number from 1 on"),
         (
             dict(sets=[dict(dataset=dict(type="GeneratedScenes", split="train", length=2))]),
             "no set of images with boxes",
