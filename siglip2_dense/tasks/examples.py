@@ -25,6 +25,6 @@ def query_of(raw: RawDetections, box: Tensor) -> Tensor:
     least = NEAR * overlap.max()
     if not overlap.any():
         overlap = giou(boxes, corners(box))
-        least = FARTHER * overlap.max().clamp(max=0)
+        least = FARTHER * overlap.max()
     kept = torch.nonzero(overlap >= least)[:, 0]
     return vectors[kept[(vectors[kept] @ vectors.mean(0)).argmin()]]

@@ -49,10 +49,10 @@ if launcher != "none":
     images, samples = images[rank : rank + 1], samples[rank : rank + 1]
     wrapped = MODEL_WRAPPERS.build(dict(wrapper_of(model), module=model))
 model.train()
-wrapped.train_step({"inputs": images, "data_samples": samples}, joint)
+logged = wrapped.train_step({"inputs": images, "data_samples": samples}, joint)
 gradients = {name: p.grad for name, p in model.named_parameters()}
 weights = {name: p.detach() for name, p in model.named_parameters()}
-torch.save((gradients, weights), f"{out}{rank}.pt")
+torch.save((gradients, weights, logged["loss"].detach()), f"{out}{rank}.pt")
 stop()
 """
 
@@ -69,12 +69,14 @@ def stepped(folder, how, launcher=()):
 
 @pytest.mark.parametrize("how", ["each", "together"])
 def test_two_processes_step_as_one_with_both_images(tmp_path, how):
-    ((gradients, weights),) = stepped(tmp_path, how)
+    ((gradients, weights, loss),) = stepped(tmp_path, how)
     pair = stepped(tmp_path, how, ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
     assert any(name.startswith("text.") for name in gradients)
     norm = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
     assert norm == pytest.approx(0.3, rel=1e-3) if how == "together" else norm < 0.3
-    for other, moved in pair:
+    of_ranks = torch.stack([own for *_, own in pair])
+    assert of_ranks.mean().item() == pytest.approx(loss.item(), rel=1e-4)  # a clipped gradient hides a factor
+    for other, moved, _ in pair:
         assert other.keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert torch.allclose(other[name], gradient, rtol=1e-3, atol=1e-6), name

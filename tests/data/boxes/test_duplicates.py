@@ -46,6 +46,15 @@ def test_numbers_of_a_set_with_some_other_names_tell_nothing(tmp_path):
     assert a.coco_numbers.tolist() == [-1] * 3 and duplicates(a, b).tolist() == [True] * 3
 
 
+def test_images_without_a_number_are_not_each_others(tmp_path, monkeypatch):
+    """As those of Visual Genome that are not COCO's."""
+    numbers = property(lambda self: np.array([7, -1, -1, 4]))
+    monkeypatch.setattr(CocoDetection, "coco_numbers", numbers)
+    write_coco(tmp_path, [], images=4)
+    a, b = (CocoDetection("train", tmp_path) for _ in range(2))
+    assert duplicates(a, b).tolist() == [True, False, False, True]
+
+
 def test_several_processes_read_the_pictures_once(tmp_path, monkeypatch):
     write_coco(tmp_path, [], images=4)
     data, read = CocoDetection("train", tmp_path), []
