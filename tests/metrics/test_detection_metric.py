@@ -172,20 +172,21 @@ def test_images_and_categories_that_are_not_asked_for_do_not_count():
     content = coco_like(1)
     found = made(content["images"], 20, 1, content)
     images = content["images"][::3]
-    metric = DetectionAP(content, "coco", (14, 7), [image["id"] for image in images])
+    metric = DetectionAP(content, "coco", (21, 7, 14), [image["id"] for image in images])
     kept = {image["id"] for image in images}
     less = {
         "images": images,
-        "annotations": [a for a in content["annotations"] if a["image_id"] in kept and a["category_id"] in (7, 14)],
-        "categories": [category for category in content["categories"] if category["id"] in (7, 14)],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in kept and a["category_id"] in (7, 14, 21)],
+        "categories": [category for category in content["categories"] if category["id"] in (7, 14, 21)],
     }
-    alone = DetectionAP(less, "coco", (7, 14), [image["id"] for image in images])
+    alone = DetectionAP(less, "coco", (7, 14, 21), [image["id"] for image in images])
     for index, (boxes, scores, labels) in enumerate(found[::3]):
-        some = labels < 2
-        metric.update(index, boxes[some], scores[some], 1 - labels[some])  # the classes are in another order
+        some = labels < 3
+        metric.update(index, boxes[some], scores[some], (labels[some] + 1) % 3)  # the classes are in another order
         alone.update(index, boxes[some], scores[some], labels[some])
     assert metric.compute() == alone.compute() and metric.compute()["AP"] > 0
-    assert metric.per_class()["AP"] == alone.per_class()["AP"][::-1]
+    first, second, third = alone.per_class()["AP"]
+    assert metric.per_class()["AP"] == [third, first, second] and len({first, second, third}) == 3
 
 
 def test_nothing_found_and_nothing_there(monkeypatch):
