@@ -164,7 +164,7 @@ def to_transformers(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
     _check(model, texts)
     patch, native = facts.strides[-1], facts.native_grid
     side = model.inference["size"] // patch if model.inference["mode"] == "square" else native[0]
-    if (side, side) != native and model.inference.get("size", 0) % patch:
+    if model.inference.get("size", 0) % patch:
         raise UserError(
             f"images of {model.inference['size']} pixels are no whole patches of {patch}; set inference.size."
         )

@@ -147,6 +147,11 @@ def test_what_was_trained_here_is_read_by_transformers(tmp_path):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     owlvit.export(model, tmp_path / "out")
+    for size in (79, 50):  # of the second as many whole patches are in the tower's own table
+        model.inference["size"] = size
+        with pytest.raises(UserError, match=f"images of {size} pixels are no whole patches of 16"):
+            owlvit.export(model, tmp_path / "none")
+    model.inference["size"] = 80
     reference = OwlViTForObjectDetection.from_pretrained(tmp_path / "out").eval()
     assert reference.config.vision_config.image_size == 80
     a, b = outputs(reference, model, picture(80, 80))
