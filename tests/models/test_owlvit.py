@@ -409,6 +409,10 @@ def test_examples_instead_of_names(model):
     raw.texts = ((vector / (vector.norm() + 1e-6))[None],)
     best = raw.logits().sigmoid().max()
     assert found.scores[found.labels == 0].max().item() == pytest.approx(best.item(), rel=1e-4)
+    mirrored = model.features([PIXELS.flip(-1)])
+    other = task.example(model.raw(mirrored)["detection"][0], mirrored.geometry[0], (20, 10, 60, 50))
+    mean = (vector + other) / 2
+    assert torch.allclose(model._examples["detection"][1], mean / mean.norm(), atol=1e-5)
     with pytest.raises(UserError, match=r"is none in its image of 90x70 pixels"):
         model.set_examples({"mug": [(PIXELS, (10, 12, 95, 60))]})
     with pytest.raises(UserError, match="a name has none"):
