@@ -173,6 +173,8 @@ def _arguments(place: str, node) -> set[str]:
 
     if not place:
         return set(KEYS)
+    if KEYS.get(place):
+        return KEYS[place]
     if place.startswith("model.heads.") and "." not in place.removeprefix("model.heads."):
         return set(PARTS)
     for registry in (MODELS, TASKS, DATASETS, TRANSFORMS, OPTIMIZERS, PARAM_SCHEDULERS):

@@ -16,6 +16,7 @@ from siglip2_dense.encoders.aligned import aligned_map, blocks_of
 from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.encoders.drop_path import drop_paths
 from siglip2_dense.encoders.facts import facts_of, final_norm, is_naflex, is_vit, table_prefix
+from siglip2_dense.encoders.passes import Pass, within
 from siglip2_dense.encoders.trainable import Trainable, Trained, choose, layers, normalised
 from siglip2_dense.encoders.weights import build_tower
 from siglip2_dense.errors import UserError
@@ -89,8 +90,9 @@ class FrozenEncoder(nn.Module):
             raise UserError(
                 f"compile: {name} sees other shapes at every batch, and would compile for each; leave it out."
             )
-        # in a tuple: torch would register modules that are attributes
+        # in tuples: torch would register modules that are attributes
         self._held = (tower, final_norm(tower), built.projection)
+        self._around: tuple[Pass, ...] = ()
         self._tables: OrderedDict[Size, nn.Parameter] = OrderedDict()
         self.precision = precision
         self.pooled = pooled
@@ -118,6 +120,7 @@ class FrozenEncoder(nn.Module):
         self.trained = Trained(chosen) if chosen else None
         self._set_layout()
         self._intermediates = tower.forward_intermediates
+        self.compiled = compile
         if compile:
             self._intermediates = torch.compile(tower.forward_intermediates)
 
@@ -227,7 +230,7 @@ class FrozenEncoder(nn.Module):
         """
         taps = self.taps if taps is None else tuple(sorted(set(taps)))
         before = () if aligned is None else self.blocks_for(aligned)
-        packed = None
+        pixels = packed = None
         if self._is_naflex:
             packed = naflex.pack(images, self.patch_size, self.facts.sequence_length, self.mean, self.std)
             geometry, grid = packed.geometry, packed.grid
@@ -240,21 +243,9 @@ class FrozenEncoder(nn.Module):
             torch.autocast(self.mean.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             blocks = sorted({*(tap.block for tap in taps), *before})
-            if packed is not None:
-                tokens, final = naflex.run(self.tower, packed, blocks, pooled)
-            else:
-                tokens, final = self._run(pixels, grid, blocks, pooled)
-            tokens = dict(zip(blocks, tokens, strict=True))
-            maps, prefix = self._maps({tap: tokens[tap.block] for tap in taps}, grid, packed)
-            vector = self._pool(final, packed) if pooled else None
-            in_text_space = None
-            if aligned:
-                whole = {block: self._whole(tokens[block]) for block in before}
-                real = None
-                if packed is not None:
-                    real = nn.functional.pad(packed.valid, (len(self.facts.prefix), 0), value=True)
-                mapped = aligned_map(self.tower, self.projection, whole, aligned, real)
-                in_text_space = self._on_grid(mapped.float(), grid, packed)
+            maps, prefix, vector, in_text_space = within(
+                self._around, self._pass, pixels, packed, grid, blocks, taps, pooled, aligned
+            )
         return Features(
             maps=maps,
             geometry=geometry,
@@ -263,6 +254,24 @@ class FrozenEncoder(nn.Module):
             aligned=in_text_space,
             valid=None if packed is None else naflex.valid_cells(packed),
         )
+
+    def _pass(self, pixels: Tensor | None, packed: naflex.Packed | None, grid: Size, blocks, taps, pooled, aligned):
+        """All that is done with the tower's parameters: maps and prefix tokens by tap, global vector, map of texts."""
+        if packed is not None:
+            tokens, final = naflex.run(self.tower, packed, blocks, pooled)
+        else:
+            tokens, final = self._run(pixels, grid, blocks, pooled)
+        tokens = dict(zip(blocks, tokens, strict=True))
+        maps, prefix = self._maps({tap: tokens[tap.block] for tap in taps}, grid, packed)
+        vector = self._pool(final, packed) if pooled else None
+        if not aligned:
+            return maps, prefix, vector, None
+        whole = {block: self._whole(tokens[block]) for block in self.blocks_for(aligned)}
+        real = None
+        if packed is not None:
+            real = nn.functional.pad(packed.valid, (len(self.facts.prefix), 0), value=True)
+        mapped = aligned_map(self.tower, self.projection, whole, aligned, real)
+        return maps, prefix, vector, self._on_grid(mapped.float(), grid, packed)
 
     def blocks_for(self, aligned: Alignment) -> tuple[int, ...]:
         """The blocks that maps in the text space are made of. Raises UserError where they cannot be made this way."""
@@ -307,6 +316,18 @@ class FrozenEncoder(nn.Module):
         for name, parameter in self.trained.named_parameters():
             groups.setdefault(self.num_blocks + 1 - at[name], []).append(parameter)
         return [dict(params=groups[depth], lr=lr * layer_decay**depth) for depth in sorted(groups)]
+
+    def units(self, aligned: Alignment | None) -> list[nn.Module]:
+        """What FSDP2 is to put into shards one by one, the last around all others; the tower then runs within that.
+
+        aligned: how maps in the text space are made, which takes the last block apart. Raises UserError for a tower
+        without blocks, and a compiled one.
+        """
+        if not self._is_vit or self.compiled:
+            kind = "it is compiled" if self.compiled else "it is no transformer"
+            raise UserError(f"train_cfg.sharded: {self.facts.name} is not divided, since {kind}; leave sharded out.")
+        self._around = self._around or (Pass(self.tower, self.projection),)
+        return [*self.tower.blocks[: None if aligned is None else -1], *self._around]
 
     def _pixels(self, images, canvas) -> tuple[Tensor, tuple[Geometry, ...]]:
         """Normalised and padded pixels (B, 3, H', W'), and where each image lies in them."""

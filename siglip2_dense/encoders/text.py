@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from siglip2_dense.contracts import Alignment
 from siglip2_dense.encoders import text_cache
 from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.encoders.drop_path import drop_paths
+from siglip2_dense.encoders.passes import Pass, within
 from siglip2_dense.encoders.prompts import NAME_CLEANING, fill, templates_of
 from siglip2_dense.encoders.text_towers import Built, build, origin_of_tower, plan_of
 from siglip2_dense.encoders.text_trainable import choose, depths
@@ -75,6 +77,7 @@ class TextEncoder(nn.Module):
         if drop_path and not chosen:
             raise UserError(f"text: drop_path={drop_path}, but nothing of the text tower trains; leave it out.")
         self._paths = drop_paths(self.tower, drop_path, name) if drop_path else []
+        self._around: tuple[Pass, ...] = ()
 
     @cached_property  # in __dict__: torch would register modules that are attributes
     def _built(self) -> Built:
@@ -171,7 +174,19 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(N, context) int64 -> (N, D), of any length."""
-        return self.tower(ids)
+        return within(self._around, self.tower, ids)
+
+    def units(self, aligned: Alignment | None) -> list[nn.Module]:
+        """As in FrozenEncoder; here the whole tower is one, for texts pass in parts, as many as a rank has texts for."""
+        self._around = self._around or (Pass(self.tower),)
+        return [*self._around]
+
+    def _in_parts(self, ids: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            found = [checkpoint(self.tower, part, use_reentrant=False) for part in ids.split(CHECKPOINTED)]
+        else:
+            found = [self.tower(part) for part in ids.split(BATCH)]
+        return torch.cat(found)
 
     def embed(
         self, class_names: Sequence[str], templates: str | Sequence[str] = "single", clean: bool | str = True
@@ -182,11 +197,7 @@ class TextEncoder(nn.Module):
         texts = fill(class_names, templates_of(templates), clean)
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         ids = self.tokenize(list(distinct))
-        if self.checkpointing and torch.is_grad_enabled():
-            found = [checkpoint(self, part, use_reentrant=False) for part in ids.split(CHECKPOINTED)]
-        else:
-            found = [self(part) for part in ids.split(BATCH)]
-        vectors = F.normalize(torch.cat(found).float(), dim=-1)
+        vectors = F.normalize(within(self._around, self._in_parts, ids).float(), dim=-1)
         return vectors[[distinct[text] for text in texts]].unflatten(0, (len(class_names), -1))
 
     @torch.no_grad()

@@ -46,6 +46,11 @@ class Trained(nn.Module):
         super().__init__()
         self._parameters.update(parameters)  # register_parameter refuses names with dots
 
+    def follow(self, tower: nn.Module) -> None:
+        """Hold those that the tower has now under the same names."""
+        found = dict(tower.named_parameters())
+        self._parameters.update({name: found[name] for name in self._parameters})
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         """torch's own takes names with dots for those of other modules."""
         own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}

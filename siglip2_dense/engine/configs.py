@@ -13,7 +13,7 @@ KEYS = {  # what may stand at the top level, and inside it
     "benchmarks": None,
     "model_wrapper_cfg": None,  # in the config that a run of several processes leaves
     "feature_store": {"dir", "views", "dtype"},
-    "train_cfg": {"max_iters", "val_interval", "save_interval"},
+    "train_cfg": {"max_iters", "val_interval", "save_interval", "sharded"},
     "train_dataloader": LOADER, "val_dataloader": LOADER, "test_dataloader": LOADER,
 }  # fmt: skip
 OF_OPTIM = {"clip_norm", "norm_decay"}  # settings of an optimizer that the engine reads itself
@@ -68,6 +68,8 @@ def check_keys(config) -> None:
         value = _value(config, key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{key}={value!r}: give a whole number from 1 on.")
+    if not isinstance(sharded := _value(config, "train_cfg.sharded") or False, bool):
+        raise UserError(f"train_cfg.sharded={sharded!r}: give True or False.")
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
         raise UserError(f"seed={config.seed!r}: give a whole number from 0 on.")
 

@@ -31,7 +31,7 @@ class JointOptimWrapper(OptimWrapperDict):
         self.zero_grad()
         loss.backward()
         if self.clip_norm is not None:
-            together = [p for wrapper in self.values() for p in _parameters(wrapper.optimizer)]
+            together = [p for wrapper in self.values() for p in parameters_of(wrapper.optimizer)]
             nn.utils.clip_grad_norm_(together, self.clip_norm)
         for wrapper in self.values():
             wrapper.step()
@@ -45,7 +45,7 @@ class JointOptimWrapper(OptimWrapperDict):
         each. ``model`` is the module itself: where DDP would average before a norm can be taken, this does it after.
         """
         data = model.data_preprocessor(data, True)
-        parameters = [p for wrapper in self.values() for p in _parameters(wrapper.optimizer)]
+        parameters = [p for wrapper in self.values() for p in parameters_of(wrapper.optimizer)]
         total: list[torch.Tensor | None] = [None] * len(parameters)
         count, logged = len(data["data_samples"]), []
         for number in range(count):
@@ -80,7 +80,7 @@ class SilentOptimWrapper(OptimWrapper):
     """Says no gradient's norm to the log, which would take those of several heads for one, and wait for each."""
 
     def _clip_grad(self):
-        nn.utils.clip_grad_norm_(_parameters(self.optimizer), **self.clip_grad_kwargs)
+        nn.utils.clip_grad_norm_(parameters_of(self.optimizer), **self.clip_grad_kwargs)
 
 
 def optimizers_of(probe) -> dict[str, OptimWrapper]:
@@ -145,5 +145,5 @@ def _apart(module: nn.Module, groups: list[dict], norm_decay: float) -> list[dic
     return found
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.runner import set_random_seed
-from torch import nn
+from torch import Tensor, nn
 
 from siglip2_dense import head_file, records
 from siglip2_dense.data.loading import test_loader, train_loader
@@ -75,10 +75,10 @@ class Run:
         self.probe.encoder = None
         return loader
 
-    def save_head(self, name: str, step: int, metrics: dict, rates: dict) -> None:
-        """rates: the highest learning rate of each head so far."""
+    def save_head(self, name: str, tensors: dict[str, Tensor], step: int, metrics: dict, rates: dict) -> None:
+        """tensors: what was trained, whole. rates: the highest learning rate of each head so far."""
         content = head_file.HeadFile(
-            tensors=self.probe.trained_state(),
+            tensors=tensors,
             encoder=self.probe.facts,
             encoder_config=self.config.model.encoder.to_dict(),
             heads=self.heads,

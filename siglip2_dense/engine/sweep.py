@@ -75,7 +75,7 @@ class KeepMembers(KeepHeads):
         if len(diverged) == len(heads):
             raise UserError(f"no loss of the sweep was a finite number by step {step}; give lower learning rates.")
 
-    def _evaluate(self, runner, step: int) -> None:
+    def _evaluate(self, runner, step: int, tensors: dict) -> None:
         pass
 
 

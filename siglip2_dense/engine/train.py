@@ -21,8 +21,9 @@ from siglip2_dense.engine.loggers import backends
 from siglip2_dense.engine.optimizers import JointOptimWrapper, optimizers_of, schedules_of
 from siglip2_dense.engine.oracle import Oracle
 from siglip2_dense.engine.pictures import Pictures
-from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state
+from siglip2_dense.engine.resume import STATE_FILE, load_state, save_state, state_of
 from siglip2_dense.engine.run import BEST_HEAD, HEAD, RESULTS, Run
+from siglip2_dense.engine.sharding import ShardedRunner, gathered, is_sharded, local, shard
 from siglip2_dense.errors import UserError
 from siglip2_dense.models.probe import seed_devices
 from siglip2_dense.registry import check_arguments
@@ -60,8 +61,9 @@ class KeepHeads(Hook):
         runner.logger.info(f"resumed at step {runner.iter}")
         measured = notes["history"][-1]["step"] if notes["history"] else 0
         if self._is_due(runner, runner.iter, self.config.val_interval) and measured != runner.iter:
-            self._evaluate(runner, runner.iter)  # it was stopped between saving and measuring
-            self._save(runner, runner.iter)
+            state = state_of(runner, self.run.probe)  # it was stopped between saving and measuring
+            self._evaluate(runner, runner.iter, state["trained"])
+            self._save(runner, runner.iter, state)
         self.mark = time.time()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
@@ -85,10 +87,11 @@ class KeepHeads(Hook):
         if not saving:
             return
         self.notes["training_seconds"] += time.time() - self.mark
-        self._save(runner, step)  # before the evaluation too: whatever fails there, the head is kept
+        state = state_of(runner, self.run.probe)
+        self._save(runner, step, state)  # before the evaluation too: whatever fails there, the head is kept
         if evaluating:
-            self._evaluate(runner, step)
-            self._save(runner, step)
+            self._evaluate(runner, step, state["trained"])
+            self._save(runner, step, state)
 
     def after_train(self, runner):
         if is_main_process():
@@ -100,7 +103,7 @@ class KeepHeads(Hook):
 
     def _stop_if_spoilt(self, step: int) -> None:
         """Raise UserError, on all ranks or on none, when a loss or a weight is not finite."""
-        whole = torch.stack([p.isfinite().all() for p in self.run.probe.parameters()])
+        whole = torch.stack([local(p).isfinite().all() for p in self.run.probe.parameters()])
         spoilt = torch.cat([self.spoilt, ~whole]).any().int()
         all_reduce(spoilt, "max")
         if not spoilt.item():
@@ -109,7 +112,8 @@ class KeepHeads(Hook):
         state = f"the last good head is {kept}" if kept.is_file() else "no head had been saved yet"
         raise UserError(f"the loss was not a finite number by step {step}; {state}. Try a lower learning rate.")
 
-    def _evaluate(self, runner, step: int) -> None:
+    def _evaluate(self, runner, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        """tensors: what was trained, whole on the first rank."""
         run = self.run
         share_buffers(run.probe)
         pictures = oracle = None
@@ -118,12 +122,13 @@ class KeepHeads(Hook):
             count = run.config.get("pictures", 0)
             pictures = Pictures(run.probe.tasks, len(run.val_data), run.work_dir / "pictures", count)
         label = f"evaluating {run.val_data.split} at step {step}"
-        metrics = evaluate(run.probe, run.val_loader, label, pictures, oracle)
+        with gathered(run.probe):
+            metrics = evaluate(run.probe, run.val_loader, label, pictures, oracle)
         ideal = {} if oracle is None else oracle.finish()
         if is_main_process():
-            self._note(runner, step, metrics, ideal)
+            self._note(runner, step, metrics, ideal, tensors)
 
-    def _note(self, runner, step: int, metrics: dict, ideal: dict) -> None:
+    def _note(self, runner, step: int, metrics: dict, ideal: dict, tensors: dict[str, torch.Tensor]) -> None:
         run, found = self.run, report(metrics, self.run.probe.tasks, ideal)
         if step == runner.max_iters:
             keep_rows(run.work_dir / RESULTS, metrics, run.probe.tasks)
@@ -132,15 +137,12 @@ class KeepHeads(Hook):
         self.notes["last"] = {key: found[key] for key in ("metrics", "per_class", "intervals", "oracle", "images")}
         runner.logger.info(found["table"])
         runner.visualizer.add_scalars({f"val/{k}": v for k, v in found["metrics"].items()}, step=step)
-        self._keep_best(measured)
-
-    def _keep_best(self, measured: dict) -> None:
-        run, best = self.run, self.notes["best"]
+        best = self.notes["best"]
         if best is None or run.sign * measured["metrics"][run.headline] > run.sign * best["metrics"][run.headline]:
             self.notes["best"] = measured
-            run.save_head(BEST_HEAD, measured["step"], measured["metrics"], self.notes["rates"])
+            run.save_head(BEST_HEAD, tensors, step, measured["metrics"], self.notes["rates"])
 
-    def _save(self, runner, step: int) -> None:
+    def _save(self, runner, step: int, state: dict) -> None:
         now = time.time()
         self.notes["seconds"] += now - self.mark
         self.mark = now
@@ -148,8 +150,8 @@ class KeepHeads(Hook):
             return
         last = self.notes["history"][-1] if self.notes["history"] else {}
         metrics = last["metrics"] if last.get("step") == step else {}
-        self.run.save_head(HEAD, step, metrics, self.notes["rates"])
-        save_state(self.run.work_dir, runner, self.run.probe, step, self.notes)
+        self.run.save_head(HEAD, state["trained"], step, metrics, self.notes["rates"])
+        save_state(self.run.work_dir, runner, state, step, self.notes)
 
 
 def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, shown: Config | None = None) -> dict:
@@ -160,6 +162,8 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
     """
     config = run.config
     curves = backends(config.get("vis_backends"), run.work_dir)
+    if config.train_cfg.get("sharded"):
+        shard(run.probe)
     prepare(run.work_dir, resume)
     optimizers = optimizers_of(run.probe)
     schedules = list(config.get("param_scheduler") or [dict(type="ConstantLR", factor=1.0, by_epoch=False)])
@@ -179,7 +183,7 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
     joint.clip_norm = run.probe.clip_norm
     loader = run.train_loader()
     keeper = keep(run, resume)
-    runner = Runner(
+    runner = (ShardedRunner if is_sharded(run.probe) else Runner)(
         model=run.probe,
         work_dir=str(run.work_dir),
         train_dataloader=loader,
@@ -200,9 +204,12 @@ def train(run: Run, resume: bool = False, keep: type[KeepHeads] = KeepHeads, sho
         experiment_name=f"{run.work_dir.name}_{time.time_ns()}",
         cfg=_with_wrapper(shown or config, run.probe),
     )
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(not is_sharded(run.probe))  # a pass would end with all blocks' weights in bf16
     try:
         runner.train()
     finally:
+        torch.set_autocast_cache_enabled(cached)
         stop_workers(loader)
         stop_workers(run.val_loader)
     return keeper.notes

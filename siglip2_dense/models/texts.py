@@ -98,7 +98,8 @@ class TextProbe(DenseProbe):
 
     def _embed(self, text_encoder: nn.Module, tasks: Mapping) -> dict[str, tuple]:
         """What these tasks ask for, and the vectors of that, by the names of their heads."""
-        text_encoder = text_encoder.to(get_device())
+        if text_encoder is not self.text:  # which is part of this model, and where that is
+            text_encoder = text_encoder.to(get_device())
         encode = partial(text_encoder.encode, average=False)
         with torch.autocast(get_device(), enabled=False):
             return {name: (_asked(task), _texts(task, encode)) for name, task in tasks.items()}
