@@ -7,7 +7,8 @@ What is not published so: bfloat16 (float32 there), position tables resampled by
 The gradient of each image is clipped by itself, which is worth 1 to 2.3 AP and takes the images of a process one by
 one. The cheaper way: `--cfg-options model.example_clip=None` (the norm over all images is then at most 1); losses are
 then divided by the boxes of all images of a step, since divided by each image's own they would cost 4 to 5 AP under
-that clip (Table A5).
+that clip (Table A5). With that clip weights, gradients and Adam's state can also be divided among the processes
+(FSDP2), where they do not fit on one device: `train_cfg.sharded=True`.
 Frozen towers, the head alone: `model.encoder.trainable=none model.text.trainable=none model.encoder_optim=None
 model.text_optim=None model.encoder.drop_path=0 model.text.drop_path=0`.
 """

@@ -177,7 +177,7 @@ class TextEncoder(nn.Module):
         return within(self._around, self.tower, ids)
 
     def units(self, aligned: Alignment | None) -> list[nn.Module]:
-        """As in FrozenEncoder; here the whole tower is one, for texts pass in parts, as many as a rank has texts for."""
+        """As in FrozenEncoder; here the tower is one, for texts go through in parts, as many as a rank needs."""
         self._around = self._around or (Pass(self.tower),)
         return [*self._around]
 

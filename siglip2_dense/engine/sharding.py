@@ -7,6 +7,7 @@ an evaluation every rank has all weights.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,6 +57,8 @@ def shard(probe: nn.Module) -> None:
     probe.to(device)
     for tensor in probe.trained_state().values():
         broadcast(tensor)  # that of the first rank, as of a run that is not divided
+    # torch warns of views that are changed in place; maps of features are views, and nothing changes them
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device, (get_world_size(),))
     for name, tower in probe.towers.items():
         for unit in units[name]:

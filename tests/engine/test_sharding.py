@@ -131,7 +131,8 @@ def test_one_process_trains_as_without(tiny, tmp_path):
         (TUNED + 'train_cfg["sharded"] = 2\n', "train_cfg.sharded=2"),
     ],
 )
-def test_what_is_not_divided(tiny, tmp_path, config, sentence):
+def test_what_is_not_divided(tiny, tmp_path, monkeypatch, config, sentence):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
     sharded = "" if "sharded" in config else 'train_cfg["sharded"] = True\n'
     with pytest.raises(UserError, match=sentence):
         train(tiny(config + sharded), tmp_path / "run")
