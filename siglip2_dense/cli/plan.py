@@ -1,4 +1,5 @@
-"""What a run will cost: operations, bytes and time, straight through the encoder and from stored features.
+"""What a run will cost: operations, bytes and time, straight through the encoder and from stored features; of OWL-ViT
+those of both towers' training, and the memory of each device.
 
 No weights are needed, and no data where the config or the set itself says what classes there are. Times are estimates:
 what is assumed of the device is printed with them.
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   siglip2-dense plan probe_ade20k --device h100
   siglip2-dense plan probe_ade20k --device a100 --cfg-options model.encoder.precision=bf16
   siglip2-dense plan probe_navi_depth --encoder dinov2-base-14 --images 2024 555 --features DIR
+  siglip2-dense plan owlvit_siglip2_so400m --device h100 --cfg-options model.example_clip=None
 """
 UNKNOWN = "unknown"
 
@@ -31,12 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     add_json_argument(parser, file=True)
     arguments = parser.parse_args(argv)
 
+    from siglip2_dense.engine import plan, plan_owlvit
     from siglip2_dense.engine.devices import DEVICES, measured_cpu
-    from siglip2_dense.engine.plan import plan
 
     device = measured_cpu() if arguments.device == "cpu" else DEVICES[arguments.device]
-    found = plan(load_config(arguments), device, arguments.images)
-    show(found, _text(found), arguments.json)
+    config = load_config(arguments)
+    detects = config.model.type == "OWLViT"
+    found = (plan_owlvit if detects else plan).plan(config, device, arguments.images)
+    show(found, (_text_of_detection if detects else _text)(found), arguments.json)
 
 
 def _text(found: dict) -> str:
@@ -75,6 +79,53 @@ def _text(found: dict) -> str:
         limit = ", as the disk reads" if way == "stored" and found["disk_limits_stored"] else ""
         rows.append((f"  {way}", f"{words} ({_speed(speed[way])} images/s in training{limit})"))
     rows.append(("  assumed", _assumed(found)))
+    return _table(rows)
+
+
+def _text_of_detection(found: dict) -> str:
+    encoder, text, head, asked, size = (found[key] for key in ("encoder", "text", "head", "asked", "bytes"))
+    device, val, schedule, step = (found[key] for key in ("device", "data", "schedule", "seconds_of_step"))
+    rows = [
+        ("encoder", f"{encoder['name']} at {_size(encoder['pixels'])} pixels"),
+        ("  image tower", f"{_trained(encoder)}; an image {_passes(encoder)}"),
+        ("  text tower", f"{_trained(text)}; a text {_passes(text)}"),
+        (f"head {head['name']}", f"{head['parameters'] / 1e6:.3f} M parameters, {head['tokens']:,} tokens; an image "
+         f"{_passes(head)}"),
+    ]  # fmt: skip
+    words = "as some of them have" if asked["known"] else "assumed: the data are not there"
+    rows.append(("asked", f"{asked['queries']:.3g} queries and {asked['boxes']:.3g} boxes an image ({words})"))
+    count, classes = (UNKNOWN if val[key] is None else f"{val[key]:,}" for key in ("images", "classes"))
+    words = f"{count} images, asked for {classes} classes, tested {_often(schedule['evaluations'])}"
+    rows.append(("data val", f"{val['name']} {val['split']}: {words}"))
+    words = f"{schedule['images_per_process']} images and {asked['texts']:,.0f} texts of each process"
+    rows.append(("training", f"{schedule['steps']:,} steps, {words}; what is clipped is {found['clip']}"))
+    parts = ("weights", "gradients", "moments", "activations")
+    rows.append(("memory", "about " + ", ".join(f"{name} {_bytes(size[name])}" for name in parts)))
+    ways = [f"{name.replace('_', ' ')} {_bytes(value)}" for name, value in size.items() if name not in parts]
+    rows.append(("  of a device", ", ".join(ways)))
+    rows.append(("time on", device["name"]))
+    words = ", ".join(f"{name.replace('_', ' ')} {_duration(seconds)}" for name, seconds in step.items() if seconds)
+    rows.append(("  a step", f"{words} (matching as measured on this machine's processor)"))
+    words = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found["seconds"].items())
+    rows.append(("  in all", f"{words} ({_speed(found['images_per_second'])} images/s of a process in training)"))
+    kinds = dict.fromkeys((encoder["precision"], text["precision"]))
+    rates = [f"{device['reached'][kind]:.0%} of {_count(device['operations'][kind])}FLOP/s in {kind}" for kind in kinds]
+    words = f"{', '.join(rates)}, {device['reached_otherwise']:.0%} of {_bytes(device['memory'])}/s, "
+    words += f"{device['step'] * 1e3:g} ms beside the arithmetic of a pass; images read, and gradients sent between "
+    rows.append(("  assumed", words + "processes, as fast as they are wanted"))
+    return _table(rows)
+
+
+def _trained(tower: dict) -> str:
+    parts = f"{tower['parameters'] / 1e6:.1f} M parameters, {tower['trained'] / 1e6:.1f} M of them train"
+    return f"{parts}, {tower['precision']}"
+
+
+def _passes(part: dict) -> str:
+    return f"{_count(part['forward'])}FLOP, {_count(part['training'])}FLOP in training"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {words}" for name, words in rows)
 

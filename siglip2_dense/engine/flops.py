@@ -7,7 +7,7 @@ interpolation are not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -121,21 +121,35 @@ def _counted(tower: nn.Module, size: Size, depth: int) -> EncoderCost:
     return EncoderCost({"network": counter.get_total_flops()}, widest, moved)
 
 
-def blank_features(facts: EncoderFacts, taps: Sequence[Tap], pooled: bool, size: Size, batch: int) -> Features:
-    """Features of images of ``size`` pixels on the meta device, in shape as the encoder gives them."""
+def blank_features(
+    facts: EncoderFacts, taps: Sequence[Tap], pooled: bool, size: Size, batch: int, device: str = "meta"
+) -> Features:
+    """Features of images of ``size`` pixels, in shape as the encoder gives them, of whatever values."""
     size = padded(facts, size)
     maps, prefix = {}, {}
     for tap in taps:
         grid = (side // facts.strides[tap.block] for side in size)
-        maps[tap] = torch.empty(batch, facts.widths[tap.block], *grid, device="meta")
-        prefix[tap] = torch.empty(batch, len(facts.prefix), facts.widths[tap.block], device="meta")
+        maps[tap] = torch.empty(batch, facts.widths[tap.block], *grid, device=device)
+        prefix[tap] = torch.empty(batch, len(facts.prefix), facts.widths[tap.block], device=device)
     geometry = (Geometry(size, (0, 0, *size), size, size, size),) * batch
-    vector = torch.empty(batch, facts.pooled_width, device="meta") if pooled else None
+    vector = torch.empty(batch, facts.pooled_width, device=device) if pooled else None
     return Features(maps, geometry, prefix if facts.prefix else None, vector)
 
 
-def head_cost(heads: Sequence[nn.Module], features: Features) -> HeadCost:
-    """Of heads on the meta device that are computed together, for one of the images of ``features``."""
+class Traced(NamedTuple):
+    """Of a pass without values."""
+
+    forward: int  # operations, and those of the way back, with what is computed again there
+    backward: int
+    kept: int  # bytes kept for the way back
+    outputs: list[torch.Tensor]
+
+
+def traced(run: Callable[[], Sequence[torch.Tensor]], own: Iterable[torch.Tensor]) -> Traced:
+    """A pass, and the way back from the sum of its outputs if there is one.
+
+    own: what is there anyway, parameters and features.
+    """
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -143,16 +157,29 @@ def head_cost(heads: Sequence[nn.Module], features: Features) -> HeadCost:
         return tensor
 
     forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    for head in heads:
-        head.train()
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with forward:
-            raw = heads[0].together(heads, features) if len(heads) > 1 else [heads[0](features)]
-        with backward:
-            sum(one.sum() for one in raw).backward()
-    own = [tensor for head in heads for tensor in (*head.parameters(), *head.buffers())]
-    for tensor in (*own, *features.maps.values()):
+            outputs = run()
+        total = sum(one.sum() for one in outputs)
+        if total.requires_grad:
+            with backward:
+                total.backward()
+    for tensor in own:
         kept.pop(tensor.untyped_storage()._cdata, None)
-    once, back = (counter.get_total_flops() // len(features) for counter in (forward, backward))
-    held, maps = sum(storage.nbytes() for storage in kept.values()), sum(one.nbytes for one in raw)
-    return HeadCost(once, once + back, held // len(features), maps // len(features))
+    held = sum(storage.nbytes() for storage in kept.values())
+    return Traced(forward.get_total_flops(), backward.get_total_flops(), held, outputs)
+
+
+def head_cost(heads: Sequence[nn.Module], features: Features) -> HeadCost:
+    """Of heads on the meta device that are computed together, for one of the images of ``features``."""
+
+    def run() -> Sequence[torch.Tensor]:
+        return heads[0].together(heads, features) if len(heads) > 1 else [heads[0](features)]
+
+    for head in heads:
+        head.train()
+    own = [tensor for head in heads for tensor in (*head.parameters(), *head.buffers())]
+    found = traced(run, [*own, *features.maps.values()])
+    count, maps = len(features), sum(one.nbytes for one in found.outputs)
+    once, back = found.forward // count, found.backward // count
+    return HeadCost(once, once + back, found.kept // count, maps // count)
