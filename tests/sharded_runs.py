@@ -18,6 +18,7 @@ from siglip2_dense.engine.run import Run
 from siglip2_dense.engine.train import KeepHeads, train
 
 RUNS = ("owlvit", "bf16", "catseg", "probe")
+RESUMED = (("sharded", "sharded"), ("ddp", "sharded"), ("ddp", "ddp"))
 STOP = 4
 
 
@@ -62,9 +63,10 @@ def main(folder: Path) -> None:
         run(folder, name, f"{name}_ddp", sharded=False)
         notes = run(folder, name, f"{name}_sharded", sharded=True, keep=Measuring)
         (folder / f"{name}_{dist.get_rank()}.json").write_text(json.dumps(notes["bytes"]))
-    for before in ("sharded", "ddp"):
-        run(folder, "owlvit", f"from_{before}", sharded=before == "sharded", keep=Stopping)
-        run(folder, "owlvit", f"from_{before}", sharded=True, resume=True)
+    for before, after in RESUMED:
+        work_dir = f"{before}_then_{after}"
+        run(folder, "owlvit", work_dir, sharded=before == "sharded", keep=Stopping)
+        run(folder, "owlvit", work_dir, sharded=after == "sharded", resume=True)
     distributed.stop()
 
 
