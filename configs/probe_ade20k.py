@@ -16,18 +16,6 @@ Reach these first, they have public code: DINOv2 S/14 44.3, B/14 47.3, L/14 47.7
 which size its images enter the encoder; here it is DINOv2's 512 with windows 512/341.
 """
 
-_base_ = ["_base_/runtime.py", "_base_/ade20k.py", "_base_/linear_40k.py"]
+_base_ = ["_base_/runtime.py", "_base_/ade20k.py", "_base_/linear_40k.py", "_base_/dinov2_linear.py"]
 
-model = dict(
-    type="DenseProbe",
-    encoder=dict(type="FrozenEncoder", name="siglip2-so400m-14-384"),
-    heads=dict(
-        segmentation=dict(
-            head=dict(type="LinearHead", layers="last", norm=True),
-            task=dict(type="Segmentation", average="all"),
-            optim=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4),
-        )
-    ),
-    inference=dict(mode="slide", crop=512, stride=341),
-    canvas=(512, 512),
-)
+model = dict(encoder=dict(name="siglip2-so400m-14-384"))

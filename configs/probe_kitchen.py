@@ -13,7 +13,7 @@ linear head joins its layers at stride 16; with a vision transformer give
 ``--cfg-options model.heads.depth_linear.head.stride=PATCH`` as well.
 """
 
-_base_ = ["_base_/runtime.py"]
+_base_ = ["_base_/runtime.py", "_base_/kitchen.py"]
 
 model = dict(
     type="DenseProbe",
@@ -34,31 +34,6 @@ model = dict(
             task=dict(type="Normals", uncertainty=True),
             optim=dict(type="AdamW", lr=5e-4, weight_decay=0.01, clip_norm=35),
         ),
-    ),
-)
-train_dataloader = dict(
-    batch_size=6,
-    num_workers=1,
-    dataset=dict(
-        type="RGBDFolder",
-        root="data/sevenscenes_redkitchen",
-        split="train",
-        targets=("depth", "normals"),
-        invalid=(65535,),
-        window=9,
-        transforms=[dict(type="RandomFlip", p=0.5)],
-    ),
-)
-val_dataloader = dict(
-    batch_size=5,
-    num_workers=1,
-    dataset=dict(
-        type="RGBDFolder",
-        root="data/sevenscenes_redkitchen",
-        split="test",
-        targets=("depth", "normals"),
-        invalid=(65535,),
-        window=9,
     ),
 )
 train_cfg = dict(max_iters=100, val_interval=100, save_interval=50)

@@ -18,18 +18,13 @@ L/14 0.384, g/14 0.344. The paper names neither head nor input size; this is DIN
 with the pooled vector in the place of the class token. For four layers: model.heads.depth.head.layers=even4.
 """
 
-_base_ = ["_base_/runtime.py", "_base_/nyuv2.py", "_base_/depth_38k.py"]
+_base_ = ["_base_/runtime.py", "_base_/nyuv2.py", "_base_/depth_38k.py", "_base_/dinov2_depth.py"]
 
 model = dict(
-    type="DenseProbe",
-    encoder=dict(type="FrozenEncoder", name="siglip2-so400m-14-384"),
+    encoder=dict(name="siglip2-so400m-14-384"),
     heads=dict(
         depth=dict(
             head=dict(type="LinearHead", layers="last", norm=True, pooled="concat", batch_norm=False, upsample=4),
-            # DINOv2 also has its gradient loss, which is 0 for its two images on a GPU
-            task=dict(type="Depth", min_depth=1e-3, max_depth=10.0, sig=1.0, warm_up=100, crop="eigen"),
-            optim=dict(type="AdamW", lr=1e-4, betas=(0.95, 0.999), weight_decay=0.01, clip_norm=35),
         )
     ),
-    inference=dict(mode="whole", flip=True),
 )

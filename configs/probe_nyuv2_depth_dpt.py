@@ -8,17 +8,11 @@ OpenCLIP G/14 0.414; DINOv2 L/14 0.309 with probe3d's head and crops. The head i
 vector read out at every layer, maps with the final norm, 256 bins.
 """
 
-_base_ = ["_base_/runtime.py", "_base_/nyuv2.py", "_base_/depth_38k.py"]
+_base_ = ["_base_/runtime.py", "_base_/nyuv2.py", "_base_/depth_38k.py", "_base_/dinov2_depth.py"]
 
 model = dict(
-    type="DenseProbe",
-    encoder=dict(type="FrozenEncoder", name="siglip2-so400m-14-384"),
+    encoder=dict(name="siglip2-so400m-14-384"),
     heads=dict(
-        depth=dict(
-            head=dict(type="DPTHead", layers="even4", norm=True, pooled="readout", width=256),
-            task=dict(type="Depth", min_depth=1e-3, max_depth=10.0, sig=1.0, warm_up=100, crop="eigen"),
-            optim=dict(type="AdamW", lr=1e-4, betas=(0.95, 0.999), weight_decay=0.01, clip_norm=35),
-        )
+        depth=dict(head=dict(type="DPTHead", layers="even4", norm=True, pooled="readout", width=256)),
     ),
-    inference=dict(mode="whole", flip=True),
 )

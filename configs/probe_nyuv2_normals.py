@@ -12,13 +12,12 @@ Angular RMSE in degrees in the paper:
 
 Reach these first, they have public code: probe3d's DINOv2 B/14 22.41, L/14 21.55. Trained on GeoNet's frames and
 scored on the 654 labelled test frames with Ladický's normals where they are marked valid and the depth was measured:
-two estimators, as in probe3d. probe3d's numbers are of the 480 x 480 pixels in the middle, with its own mask: a
-``CenterCrop`` in the validation's transforms comes close. The paper names neither head nor loss; the head is that of
-TIPS, the loss probe3d's. Its own numbers for CLIP (35.8) are far from the paper's, so its head is not the one of that
-table.
+two estimators, as in probe3d. probe3d's numbers are of the 480 x 480 pixels in the middle, with its own mask:
+protocols/probe3d_normals_nyuv2 comes close. The paper names neither head nor loss; the head is that of TIPS, the loss
+probe3d's. Its own numbers for CLIP (35.8) are far from the paper's, so its head is not the one of that table.
 """
 
-_base_ = ["_base_/runtime.py", "_base_/probe_50k.py"]
+_base_ = ["_base_/runtime.py", "_base_/nyuv2_geonet.py", "_base_/probe_50k.py"]
 
 model = dict(
     type="DenseProbe",
@@ -31,19 +30,5 @@ model = dict(
         )
     ),
 )
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=8,
-    dataset=dict(
-        type="NYUv2GeoNet",
-        split="trainval",
-        targets=("normals",),
-        transforms=[
-            dict(type="CenterCrop", size=(480, 480)),
-            dict(type="ColourJitter", brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, p=0.8),
-        ],
-    ),
-)
-val_dataloader = dict(
-    batch_size=1, num_workers=4, dataset=dict(type="NYUv2Labelled", split="test", targets=("normals",))
-)
+train_dataloader = dict(dataset=dict(targets=("normals",)))
+val_dataloader = dict(dataset=dict(targets=("normals",), transforms=[]))  # the whole frame

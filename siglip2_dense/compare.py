@@ -1,4 +1,6 @@
-"""Records side by side: each difference of scores with its interval, over drawings of the images that all share."""
+"""Records side by side: the knobs in which they differ, and each difference of scores with its interval, over drawings
+of the images that all share.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from siglip2_dense.metrics.paired import BLOCK, paired
 
 RECORD = "results.json"  # of a work dir
 BLOCKS = 10  # of drawings
+KNOBS = ("encoder", "protocol", "data")  # what of a record decides its numbers, beside the seed
 ASKED = ("taps", "pooled", "features")  # of a described encoder: what is asked of it and how it comes, and so settings
 SHOWN = 40  # characters of a setting
 
@@ -29,15 +32,15 @@ class Tested(NamedTuple):
     heads: dict[str, rows.Rows]
 
 
-def read(path: str | Path) -> Tested:
-    """path: of a record, or a work dir with ``results.json``.
+def read_record(path: str | Path) -> tuple[Path, dict]:
+    """A record and where it is. path: of it, or of a work dir with ``results.json``.
 
-    Raises UserError when it is no record, or its rows are not there or not its own.
+    Raises UserError when it is no record.
     """
     path = Path(path) / RECORD if Path(path).is_dir() else Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        lacking = {"metrics", "encoder", "protocol", "data", "run"} - set(record)
+        lacking = {"metrics", "run", *KNOBS} - set(record)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there; give a work dir of a finished run, or a record of a test.") from error
     except (ValueError, TypeError) as error:
@@ -46,6 +49,22 @@ def read(path: str | Path) -> Tested:
         ) from error
     if lacking:
         raise UserError(f"{path} is no record of a run or a test (it has no {min(lacking)!r}); give results*.json.")
+    return path, record
+
+
+def differing_knobs(first: dict, other: dict) -> dict[str, tuple]:
+    """{dotted name: (value in the first, in the other)} of all in which two records were made otherwise: encoder and
+    its taps, protocol, data, seeds. A knob that one of them does not have is none there.
+    """
+    return _differ(_knobs(first), _knobs(other))
+
+
+def read(path: str | Path) -> Tested:
+    """A record with its rows; path as in ``read_record``.
+
+    Raises UserError when it is no record, or its rows are not there or not its own.
+    """
+    path, record = read_record(path)
     where = rows.place(path)
     again = "run siglip2-dense test CONFIG HEAD --out FILE.json, which writes both anew, and compare that FILE.json."
     if not where.is_file() and any(name.rpartition(".")[2] == "AP" for name in record["metrics"]):
@@ -86,7 +105,7 @@ def compare(paths: Sequence[str | Path], wanted: Sequence[str] = (), settings: b
     return {
         "records": [{"path": str(one.path), "encoder": one.record["encoder"]["name"]} for one in tested],
         "data": first.record["data"],
-        "differ": [_differ(_knobs(first), _knobs(other)) for other in others],
+        "differ": [differing_knobs(first.record, other.record) for other in others],
         "drawings": BLOCKS * BLOCK,
         "metrics": _scored(heads, _chosen(heads, wanted)),
     }
@@ -94,13 +113,8 @@ def compare(paths: Sequence[str | Path], wanted: Sequence[str] = (), settings: b
 
 def table(found: dict) -> str:
     """What ``compare`` has found, for people."""
-    data, lines = found["data"], []
-    for letter, one in zip(ascii_uppercase, found["records"], strict=False):
-        lines.append(f"{letter}  {one['path']}  ({one['encoder']})")
-    lines.append(f"on the same {data['images']:,} images of {data['name']}, {data['split']}")
-    for letter, differ in zip(ascii_uppercase[1:], found["differ"], strict=False):
-        lines.append(f"{letter} differs from A in{':' if differ else ' nothing that was set'}")
-        lines += [f"    {knob}: {_short(a)} | {_short(b)}" for knob, (a, b) in differ.items()]
+    data, lines = found["data"], knobs_table(found).splitlines()
+    lines.insert(len(found["records"]), f"on the same {data['images']:,} images of {data['name']}, {data['split']}")
     cells = [("metric", "", "A", "other", "other - A", "95 %", "without 0")]
     for name, scores in found["metrics"].items():
         a = scores["first"]
@@ -116,18 +130,43 @@ def table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def compare_knobs(paths: Sequence[str | Path]) -> dict:
+    """Of every record against the first, all knobs in which they differ, as plain data; ``knobs_table`` says it.
+
+    Unlike ``compare`` it takes records of any tests, for it sets no scores side by side.
+    """
+    if not 2 <= len(paths) <= len(ascii_uppercase):
+        raise UserError(f"{len(paths)} records to compare; give from 2 to {len(ascii_uppercase)}.")
+    first, *others = found = [read_record(path) for path in paths]
+    return {
+        "records": [{"path": str(path), "encoder": record["encoder"]["name"]} for path, record in found],
+        "differ": [differing_knobs(first[1], record) for _, record in others],
+    }
+
+
+def knobs_table(found: dict) -> str:
+    """The records, and the knobs in which each differs from the first, for people."""
+    lines = []
+    for letter, one in zip(ascii_uppercase, found["records"], strict=False):
+        lines.append(f"{letter}  {one['path']}  ({one['encoder']})")
+    for letter, differ in zip(ascii_uppercase[1:], found["differ"], strict=False):
+        lines.append(f"{letter} differs from A in{':' if differ else ' nothing that was set'}")
+        lines += [f"    {knob}: {_short(a)} | {_short(b)}" for knob, (a, b) in differ.items()]
+    return "\n".join(lines)
+
+
 def _check_records(first: Tested, other: Tested, settings: bool) -> None:
     """Raise UserError unless they are of one test, and one thing differs between what was tested."""
     cannot, origin = f"{other.path} cannot be compared with {first.path}", "in the first"
     a, b = first.record, other.record
     if difference := first_difference(a["data"], b["data"], "data", origin):
-        raise UserError(f"{cannot}: {difference}; test both on the same images.")
+        raise UserError(f"{cannot}: {difference}; test both on the same images, or see all knobs with --knobs.")
     selections, rest = zip(*(_apart(one["protocol"]) for one in (a, b)), strict=True)
     difference = first_difference(*selections, "protocol", origin) or first_difference(*rest, "protocol", origin)
     if difference and not settings:
         raise UserError(
             f"{cannot}: {difference}; bring both under one protocol, or give --settings if it is settings on one "
-            "encoder that you compare."
+            "encoder that you compare; --knobs shows all in which they differ."
         )
     encoders = [{key: value for key, value in one["encoder"].items() if key not in ASKED} for one in (a, b)]
     if settings and (difference := first_difference(*encoders, "encoder", origin)):
@@ -201,20 +240,28 @@ def _scored(heads: dict[str, list[rows.Rows]], names: Sequence[str]) -> dict:
     return {name: found[name] for name in names}
 
 
-def _knobs(tested: Tested) -> dict:
+def _knobs(record: dict) -> dict:
     """Of a record all that may differ."""
-    seeds = {key: tested.record["run"].get(key) for key in ("seed", "head_seeds")}
-    return {key: tested.record[key] for key in ("encoder", "protocol")} | seeds
+    seeds = {key: record["run"].get(key) for key in ("seed", "head_seeds")}
+    return {key: record[key] for key in KNOBS} | seeds
 
 
 def _differ(before, now, where: str = "") -> dict[str, tuple]:
-    """{place: (before, now)} of all settings of two trees that differ; a missing one is none."""
+    """{place: (before, now)} of all settings of two trees that differ; a missing one is none. Transforms and the like,
+    of which both have as many, are called by their numbers.
+    """
+    if _are_parts(before) and _are_parts(now) and len(before) == len(now):
+        before, now = ({str(number): item for number, item in enumerate(parts)} for parts in (before, now))
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return {} if before == now else {where: (before, now)}
     found = {}
     for key in sorted({*before, *now}):
         found |= _differ(before.get(key), now.get(key), f"{where}.{key}" if where else key)
     return found
+
+
+def _are_parts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _short(value) -> str:

@@ -1,5 +1,6 @@
 """Every config in ``configs/`` is read, dumped and built, with a tiny encoder; and says what it is for."""
 
+import math
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from torch import nn
 
 from siglip2_dense.cli.common import load_config
 from siglip2_dense.encoders.catalogue import find
-from siglip2_dense.engine.configs import check_keys, check_trains
+from siglip2_dense.engine.configs import check_keys, check_trains, find_config, known_configs
 from siglip2_dense.engine.optimizers import _optimizer
 from siglip2_dense.engine.run import build_probe
 from siglip2_dense.errors import UserError
@@ -18,9 +19,10 @@ from siglip2_dense.label_sets import CLASSES
 from siglip2_dense.registry import DATASETS, MODELS, TRANSFORMS, build, resolve
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-PROBES, CATSEG, OWLVIT = (
-    sorted(path.stem for path in CONFIGS.glob(f"{kind}_*.py")) for kind in ("probe", "catseg", "owlvit")
+PROBES, CATSEG, OWLVIT, MINI = (
+    sorted(path.stem for path in CONFIGS.glob(f"{kind}_*.py")) for kind in ("probe", "catseg", "owlvit", "mini")
 )
+PRESETS = sorted(f"protocols/{path.stem}" for path in CONFIGS.glob("protocols/*.py"))
 TINY = ("catseg_coco128", "catseg_demo")  # with towers that begin at random
 ZERO_SHOT = {"ade20k": "ade20k", "voc20": "voc20", "voc21": "pascal", "cocostuff": "coco_stuff"}  # set: its labels
 
@@ -39,10 +41,10 @@ def data(classes):
 
 
 def test_none_is_missed():
-    known = {*PROBES, *CATSEG, *OWLVIT, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
-    assert {path.stem for path in CONFIGS.glob("*.py")} == known
-    assert len(PROBES) == 13 and len(CATSEG) == 7 and len(OWLVIT) == 5
-    assert len(list(CONFIGS.rglob("*.py"))) == 42
+    known = {*PROBES, *CATSEG, *OWLVIT, *MINI, *(f"zeroshot_{name}" for name in ZERO_SHOT)}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == known and {*known_configs()} == known | {*PRESETS}
+    assert len(PROBES) == 13 and len(CATSEG) == 7 and len(OWLVIT) == 5 and len(MINI) == 2 and len(PRESETS) == 15
+    assert len(list(CONFIGS.rglob("*.py"))) == 65
 
 
 def check_text(name, verb):
@@ -127,7 +129,12 @@ def test_the_detection_demo_is_built():
     assert probe.eval()(images, None, mode="predict")[0]["detection"].boxes.shape == (12 * 12 * 2, 4)
 
 
-@pytest.mark.parametrize("name", PROBES)
+def labels_of(name):
+    """The classes of a probe's data, by the end of its name."""
+    return CLASSES.get(name.rpartition("_")[2], CLASSES["generated"])
+
+
+@pytest.mark.parametrize("name", [*PROBES, *MINI, *PRESETS])
 def test_config(name, tmp_path):
     check_text(name, "train")
     config = load(name)
@@ -136,7 +143,7 @@ def test_config(name, tmp_path):
     check_round_trip(config, tmp_path)
     if name == "probe_camvid":  # it names stages of a convolutional network
         config = load(name, "tf_efficientnet_lite0")
-    probe = build_probe(config, data(CLASSES.get(name.removeprefix("probe_"), CLASSES["generated"]))).eval()
+    probe = build_probe(config, data(labels_of(name))).eval()
     images = [torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)]
     for prediction in probe(images, None, mode="predict")[0].values():
         assert prediction.shape[-2:] == (70, 90)
@@ -257,6 +264,118 @@ def test_protocol_values_of_the_depth_probes():
     assert rates[0] == pytest.approx(1e-7) and rates[-1] < 1e-10
     assert steps[0][1] == 0.95 and steps[11_520][1] == pytest.approx(0.85, abs=1e-4)
     assert steps[5_760][1] == pytest.approx(0.9, abs=1e-3) and steps[-1][1] == pytest.approx(0.95, abs=1e-4)
+
+
+def test_a_preset_goes_by_the_name_of_its_folder_too():
+    path = CONFIGS / "protocols/dinov2_linear_ade20k.py"
+    for name in ("protocols/dinov2_linear_ade20k", "configs/protocols/dinov2_linear_ade20k.py", str(path)):
+        assert find_config(name).resolve() == path
+    with pytest.raises(UserError, match=r"'protocols/dinov2_linear_ade20' is neither .* did you mean 'protocols/dinov"):
+        find_config("protocols/dinov2_linear_ade20")
+    with pytest.raises(UserError, match="neither a file nor one of ours"):
+        find_config("_base_/runtime")  # no config by itself
+
+
+RECIPES = {  # images in all, AdamW's rate and decay, clip, the head's type, its settings, how it is tested
+    "dinov2_linear_ade20k": (640_000, 1e-3, 1e-4, None, "LinearHead", dict(layers="last", norm=True), "slide"),
+    "dinov2_linear_pascal": (640_000, 1e-3, 1e-4, None, "LinearHead", dict(layers="last", norm=True), "slide"),
+    "dinov2_linear_nyuv2": (
+        614_400, 1e-4, 1e-2, 35, "LinearHead",
+        dict(layers="last", norm=False, pooled="concat", batch_norm=False, upsample=4), "whole, flip",
+    ),
+    "dinov2_linear4_nyuv2": (
+        614_400, 1e-4, 1e-2, 35, "LinearHead",
+        dict(layers="even4", norm=False, pooled="concat", batch_norm=False, upsample=4), "whole, flip",
+    ),
+    "dinov2_dpt_nyuv2": (
+        614_400, 1e-4, 1e-2, 35, "DPTHead",
+        dict(layers="even4", norm=False, pooled="readout", width=256, activation="relu", gelu="exact",
+             output="convolutions"), "whole, flip",
+    ),
+    "dinov3_linear_ade20k": (
+        640_000, 1e-3, 1e-3, None, "LinearHead", dict(layers="last", norm=True, dropout=0.1), "slide",
+    ),
+    "dinov3_linear_nyuv2": (614_400, 3e-4, 1e-4, 35, "LinearHead", dict(layers="last", norm=True), "whole, flip"),
+    "radio_linear_ade20k": (1_280_000, 1e-3, 0.0, None, "LinearHead", dict(layers="last", norm=True), "whole"),
+    "probe3d_depth_nyuv2": (
+        309_120, 5e-4, 1e-2, None, "Probe3DHead", dict(layers="even4", norm=False, pooled="concat", width=512), "whole",
+    ),
+    "probe3d_normals_nyuv2": (
+        309_120, 5e-4, 1e-2, None, "Probe3DHead", dict(layers="even4", norm=False, pooled="concat", width=512), "whole",
+    ),
+    "probe3d_depth_navi": (
+        20_240, 5e-4, 1e-2, None, "Probe3DHead", dict(layers="even4", norm=False, pooled="concat", width=512), "whole",
+    ),
+    "probe3d_normals_navi": (
+        20_240, 5e-4, 1e-2, None, "Probe3DHead", dict(layers="even4", norm=False, pooled="concat", width=512), "whole",
+    ),
+    "visbench_linear_pascal": (
+        14_640, 5e-4, 1e-4, None, "LinearHead", dict(layers="last", norm=True, batch_norm=False), "whole",
+    ),
+    "tips_dpt_nyuv2": (
+        614_400, 1e-4, 1e-2, 35, "DPTHead",
+        dict(layers="even4", norm=True, pooled="readout", width=256, activation="relu"), "whole, flip",
+    ),
+    "tips_dpt_nyuv2_normals": (
+        400_000, 5e-4, 1e-2, None, "DPTHead", dict(layers="even4", norm=True, pooled="readout", width=256), "whole",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_values_of_a_published_recipe(name):
+    """The numbers of its source, in one place to be changed knowingly."""
+    config = load(name, None)
+    (parts,) = config.model.heads.to_dict().values()
+    optim, head, inference = parts["optim"], parts["head"], config.model.get("inference", {"mode": "whole"})
+    images = config.train_dataloader.batch_size * config.train_cfg.max_iters
+    tested = inference["mode"] + ", flip" * inference.get("flip", False)
+    found = images, optim["lr"], optim["weight_decay"], optim.get("clip_norm"), head.pop("type"), head, tested
+    assert optim["type"] == "AdamW" and found == RECIPES[name.removeprefix("protocols/")]
+
+
+def cosine(start, end, part):
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def probe3d(step, steps, warm):
+    if step < warm:
+        return 0.01 + 0.99 * step / (warm - 1)
+    return 0.99 * math.cos(math.pi / 2 * (step - warm) / (steps - warm)) + 0.01
+
+
+SCHEDULES = {  # as the sources compute them, in parts of the rate, and how near ours are
+    "probe3d_depth_nyuv2": (lambda s: probe3d(s, 38_640, 5_796), 1e-6),
+    "probe3d_normals_navi": (lambda s: probe3d(s, 2_530, 380), 1e-6),
+    "dinov3_linear_ade20k": (
+        lambda s: (1 - s / 40_000) * s / 1_500 if s < 1_500 else cosine(1, 0, (s + 1) / 40_000),
+        0.035,  # in the warm-up, see its docstring
+    ),
+    "dinov3_linear_nyuv2": (
+        lambda s: (
+            1e-3 + cosine(1, 0, s / 38_400) * s / 12_800 if s < 12_800 else cosine(1, 1 / 25_000, (s + 1) / 38_400)
+        ),
+        1.1e-3,
+    ),
+    "radio_linear_ade20k": (lambda s: s / 1_500 if s < 1_500 else 1 - (s - 1_500) / 78_500, 1e-3),
+    "visbench_linear_pascal": (lambda s: (s + 1) / 274 if s < 274 else cosine(1, 0, (s - 274) / 1_556), 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_of_a_published_recipe(name):
+    config, (expected, tolerance) = load(f"protocols/{name}"), SCHEDULES[name]
+    (parts,) = config.model.heads.values()
+    beta = parts.optim.get("betas", (0.9, 0.999))[0]
+    steps = schedule(config, parts.optim.lr, beta)
+    for step in range(0, len(steps), 97):
+        assert steps[step][0] / parts.optim.lr == pytest.approx(expected(step), abs=tolerance), step
+    betas = [beta for _, beta in steps]
+    if name == "dinov3_linear_nyuv2":
+        assert max(betas[:12_799]) < 1e-6 and betas[12_800] == pytest.approx(0.85, abs=1e-4)
+        assert betas[25_600] == pytest.approx(0.9, abs=1e-3) and betas[-1] == pytest.approx(0.95, abs=1e-4)
+    else:
+        assert set(betas) == {beta}
 
 
 def test_protocol_values_of_the_dpt_probes():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "siglip2_dense"
+CONFIGS = PACKAGE.parent / "configs"
 EVERYBODY = {"contracts", "errors", "files", "label_sets"}
 BASIC = {"registry", "resample"}
 LATER = {"losses", "metrics", "viz"}
@@ -99,7 +100,11 @@ def test_every_room_of_the_package_is_in_the_wheel():
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
     listed = set(settings["tool"]["setuptools"]["packages"])
     rooms = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in FILES}
-    assert listed == rooms | {"siglip2_dense.configs", "siglip2_dense.configs._base_"}
+    configs = {f"siglip2_dense.{path.parent.relative_to(PACKAGE.parent)}" for path in CONFIGS.rglob("*.py")}
+    assert listed == rooms | {name.replace("/", ".") for name in configs}
+    assert all(
+        settings["tool"]["setuptools"]["package-data"].get(name.replace("/", ".")) == ["*.py"] for name in configs
+    )
 
 
 def test_who_cites_it_cites_this_version():

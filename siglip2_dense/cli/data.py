@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from siglip2_dense.cli.common import add_json_argument, read_config, show
-from siglip2_dense.engine.configs import config_folder, find_config
+from siglip2_dense.engine.configs import find_config, known_configs
 from siglip2_dense.errors import UserError, nearest
 
 EXAMPLES = """examples:
@@ -131,7 +131,7 @@ def _of_config(name: str, split: str, sets: dict) -> dict:
     try:
         path = find_config(name)
     except UserError as error:
-        known = [*sets, *(path.stem for path in config_folder().glob("*.py"))]
+        known = [*sets, *known_configs()]
         raise UserError(
             f"{name!r} is neither a data set nor a config: {nearest(Path(name).stem, known, ', '.join(known))}"
         ) from error

@@ -11,6 +11,7 @@ from siglip2_dense.registry import DATASETS
 
 LISTS = {
     "train": [("train", "SegmentationClass"), ("aug", "SegmentationClassAug")],  # 1,464 + 9,118 = 10,582 images
+    "train_voc": [("train", "SegmentationClass")],
     "val": [("val", "SegmentationClass")],  # 1,449
 }
 
@@ -20,7 +21,8 @@ class PascalVOC(LabelledImages):
     """21 classes, background counted; 255 (the borders of objects) does not count.
 
     "train" is VOC's own train.txt with VOC's own masks, then SBD's aug.txt with SBD's: what DINOv2 trains on. The list
-    trainaug.txt would replace VOC's masks by SBD's. ``root`` is the folder VOCdevkit/VOC2012.
+    trainaug.txt would replace VOC's masks by SBD's. "train_voc" is the first part alone, which VisBench trains on.
+    ``root`` is the folder VOCdevkit/VOC2012.
 
     background: False is VOC20 of open-vocabulary work: the background does not count either, and the objects 1 to 20
     of the files are the classes 0 to 19. The set is then called "voc20", as its labels are.
@@ -30,6 +32,7 @@ class PascalVOC(LabelledImages):
     licence = "photographs under the terms of Flickr; of the annotations none is stated"
     folder = "VOCdevkit/VOC2012"
     classes = CLASSES["pascal"]
+    splits = tuple(LISTS)
     ignore = (255,)
 
     def __init__(

@@ -31,16 +31,25 @@ def config_folder() -> Path:
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
+def known_configs() -> list[str]:
+    """The names of all that come with the package."""
+    folder = config_folder()
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*.py")))
+    return [path.with_suffix("").as_posix() for path in paths if not path.parts[0].startswith("_")]
+
+
 def find_config(name: str) -> Path:
-    """A path as it is, else the config of that name, with or without ``.py``."""
+    """A path as it is, else the config of that name, with or without ``.py``: ``probe_ade20k``, or, of a recipe that
+    others have published, ``protocols/dinov2_linear_ade20k``.
+    """
     if Path(name).is_file():
         return Path(name)
     folder = config_folder()
-    found = folder / Path(name).with_suffix(".py").name
-    if found.is_file() and Path(name).parent in (Path("."), Path("configs")):
-        return found
-    known = [path.stem for path in folder.glob("*.py")]
-    hint = nearest(Path(name).stem, known, ", ".join(known))
+    inner = Path(name).with_suffix("").as_posix().removeprefix("configs/")
+    known = known_configs()
+    if inner in known:
+        return folder / f"{inner}.py"
+    hint = nearest(inner, known, ", ".join(known))
     raise UserError(f"config {name!r} is neither a file nor one of ours: {hint}")
 
 

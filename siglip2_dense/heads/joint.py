@@ -38,8 +38,12 @@ def raw_maps(heads: Sequence, features: Features) -> list[Tensor]:
         if first.pooled == "concat":
             vectors = [global_vector(features, first.facts, tap).float() for tap in first.taps]
             inputs.append(torch.cat(vectors, dim=1)[..., None, None])
+        inputs = [_dropped(x, first) for x in inputs]
         return [_finer(raw, head) for head, raw in zip(heads, _scores(heads, inputs), strict=True)]
-    parts = [join(own, first.taps, first.facts, first.stride, first.pooled == "concat") for own in own_cells(features)]
+    parts = [
+        _dropped(join(own, first.taps, first.facts, first.stride, first.pooled == "concat"), first)
+        for own in own_cells(features)
+    ]
     # all images' cells in one column, so that batch norm is of them and of nothing else
     cells = torch.cat([part.movedim(1, 0).flatten(1) for part in parts], dim=1)
     counts = [part[:, 0].numel() for part in parts]
@@ -52,6 +56,11 @@ def raw_maps(heads: Sequence, features: Features) -> list[Tensor]:
         ]
         maps.append(lay(raws, tuple(side // head.stride * head.upsample for side in padded)))
     return maps
+
+
+def _dropped(x: Tensor, head) -> Tensor:
+    """x (B, C, h, w) without the channels that the head draws for each image, the others scaled up for it."""
+    return F.dropout2d(x, head.dropout) if head.dropout and head.training else x
 
 
 def _finer(raw: Tensor, head) -> Tensor:

@@ -27,6 +27,8 @@ class LinearHead(nn.Module):
         pooled: "concat" puts the global vector behind each map, at every position.
         stride: pixels per cell at which maps of several strides are joined; by default the finest of them.
         batch_norm: of the joined maps.
+        dropout: in training this part of the joined channels, drawn for each image, is 0 before the batch norm
+            (DINOv3: 0.1).
         upsample: how many times finer than the joined maps the raw map is.
     """
 
@@ -40,18 +42,21 @@ class LinearHead(nn.Module):
         stride: int | None = None,
         batch_norm: bool = True,
         upsample: int = 1,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if pooled not in ("none", "concat"):
             raise UserError(f"LinearHead: pooled={pooled!r}; give 'none' or 'concat'.")
         if not isinstance(upsample, int) or upsample < 1:
             raise UserError(f"LinearHead: upsample={upsample!r}; give a whole number from 1 on.")
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise UserError(f"LinearHead: dropout={dropout!r}; give the part of the channels, from 0 to below 1.")
         self.facts = facts
         self.taps = facts.taps(layers, norm)
         self.stride = common_stride(facts, self.taps, stride)
         self.pooled = pooled
         self.normalises = batch_norm
-        self.upsample = upsample
+        self.upsample, self.dropout = upsample, dropout
         # of each map, and of the vector behind it
         widths = [(facts.widths[tap.block], pooled == "concat" and global_width(facts, tap)) for tap in self.taps]
         self.widths = tuple(int(width) for pair in widths for width in pair)
@@ -63,8 +68,12 @@ class LinearHead(nn.Module):
 
     @property
     def kin(self) -> tuple:
-        """Heads that agree in it see the same input, and ``together`` gives the raw maps of all at once."""
-        return (LinearHead, self.taps, self.stride, self.pooled, self.normalises, self.training)
+        """Heads that agree in it see the same input, and ``together`` gives the raw maps of all at once.
+
+        One that draws channels to drop sees an input of its own.
+        """
+        alone = id(self) if self.dropout and self.training else None
+        return (LinearHead, self.taps, self.stride, self.pooled, self.normalises, self.training, alone)
 
     together = staticmethod(raw_maps)
 

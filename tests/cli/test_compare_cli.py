@@ -247,6 +247,37 @@ def test_settings_are_compared_on_one_encoder_and_named(pair, tmp_path):
         compare([pair[0], write(tmp_path / "d.json", segmented(0.6, 2), "dinov2-base-14", **setting)], settings=True)
 
 
+def test_knobs_of_any_two_records_are_listed_by_flat_names(tmp_path, capsys):
+    """Also of other data and protocols, where no scores are set side by side, and of records without rows."""
+    resize, crop = {"type": "Resize", "size": [224, 308]}, {"type": "RandomCrop", "size": [224, 224]}
+    a = write(tmp_path / "a.json", segmented(0.4, 1), protocol__train_transforms=[resize, crop])
+    changes = dict(
+        protocol__canvas=[224, 224], protocol__heads={"a": {"optim": {"lr": 1e-2}}}, data__split="test",
+        encoder__taps=[2, 11], protocol__train_transforms=[resize, {**crop, "size": [112, 112]}],
+    )  # fmt: skip
+    b = write(tmp_path / "b.json", segmented(0.6, 2), protocol__views=4, **changes)
+    rows.place(b).unlink()
+    c = write(tmp_path / "c.json", segmented(0.6, 2), protocol__train_transforms=[resize])
+    with pytest.raises(UserError, match=r"data.split was 'val' .*or see all knobs with --knobs"):
+        compare([a, write(tmp_path / "d.json", segmented(0.6, 2), **changes)])
+    verb.main([str(a), str(b), str(c), "--knobs", "--json", str(tmp_path / "found.json")])
+    first, second = json.loads((tmp_path / "found.json").read_text())["differ"]
+    assert first == {
+        "data.split": ["val", "test"],
+        "encoder.taps": [[11], [2, 11]],
+        "protocol.canvas": [[512, 512], [224, 224]],
+        "protocol.heads.a.optim.lr": [1e-3, 1e-2],
+        "protocol.train_transforms.1.size": [[224, 224], [112, 112]],
+        "protocol.views": [None, 4],
+    }
+    assert second == {"protocol.train_transforms": [[resize, crop], [resize]]}
+    shown = capsys.readouterr().out
+    assert "    protocol.train_transforms.1.size: [224, 224] | [112, 112]\n" in shown and "mIoU" not in shown
+    assert comparing.differing_knobs(*(json.loads(path.read_text()) for path in (a, a))) == {}
+    with pytest.raises(UserError, match="1 records to compare"):
+        comparing.compare_knobs([a])
+
+
 def test_heads_scored_in_two_ways_or_on_other_images_are_refused(tmp_path):
     a = write(tmp_path / "a.json", segmented(0.4, 1))
     with pytest.raises(UserError, match=r"heads.segmentation.classes.2 was 'lamp' in the first and is 'door' now"):

@@ -180,6 +180,7 @@ def test_pascal_trains_on_its_own_masks_and_then_on_those_of_sbd(voc):
         "SegmentationClassAug/a2.png",
     ]
     assert PascalVOC("val", voc).entries == [("JPEGImages/v1.jpg", "SegmentationClass/v1.png")]
+    assert PascalVOC("train_voc", voc).entries == data.entries[:2]
 
 
 def test_pascal_borders_do_not_count_and_background_does(voc):

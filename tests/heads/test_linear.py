@@ -100,3 +100,25 @@ def test_raw_map_is_float32_under_autocast(vit, upsample):
 def test_batch_of_one_and_odd_sizes(vit, size):
     head = LinearHead(vit.facts, 2).eval()
     assert head(features(vit, head, 1, size)).isfinite().all()
+
+
+@pytest.mark.parametrize("pooled", ["none", "concat"])
+def test_dropout_takes_whole_channels_of_each_image_before_the_norm(vit, pooled):
+    head = LinearHead(vit.facts, 3, pooled=pooled, batch_norm=False, dropout=0.5)
+    seen = features(vit, head, batch=3)
+    torch.manual_seed(0)
+    raw = head.train()(seen)
+    torch.manual_seed(0)
+    maps = F.dropout2d(seen.maps[head.taps[0]], 0.5)
+    joined = [maps]
+    if pooled == "concat":
+        token = seen.prefix[head.taps[0]][:, 0, :, None, None]
+        joined.append(F.dropout2d(token, 0.5).expand(-1, -1, *maps.shape[2:]))
+    expected = F.conv2d(torch.cat(joined, 1), head.conv.weight, head.conv.bias)
+    assert (raw - expected).abs().max() < 1e-5
+    plain = LinearHead(vit.facts, 3, pooled=pooled, batch_norm=False)
+    plain.load_state_dict(head.state_dict())
+    assert torch.equal(head.eval()(seen), plain.eval()(seen)) and head.kin == plain.kin
+    assert head.train().kin != plain.train().kin  # it must not share what others see
+    with pytest.raises(UserError, match="dropout=1; give the part"):
+        LinearHead(vit.facts, 3, dropout=1)
