@@ -4,7 +4,6 @@ of the images that all share.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from siglip2_dense.errors import UserError, first_difference, first_line, nearest
+from siglip2_dense import records
+from siglip2_dense.errors import UserError, first_difference, nearest
 from siglip2_dense.metrics import rows
 from siglip2_dense.metrics.paired import BLOCK, paired
 
-RECORD = "results.json"  # of a work dir
 BLOCKS = 10  # of drawings
 KNOBS = ("encoder", "protocol", "data")  # what of a record decides its numbers, beside the seed
 ASKED = ("taps", "pooled", "features")  # of a described encoder: what is asked of it and how it comes, and so settings
@@ -32,39 +31,19 @@ class Tested(NamedTuple):
     heads: dict[str, rows.Rows]
 
 
-def read_record(path: str | Path) -> tuple[Path, dict]:
-    """A record and where it is. path: of it, or of a work dir with ``results.json``.
-
-    Raises UserError when it is no record.
-    """
-    path = Path(path) / RECORD if Path(path).is_dir() else Path(path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        lacking = {"metrics", "run", *KNOBS} - set(record)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not there; give a work dir of a finished run, or a record of a test.") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a record ({first_line(error)}); give a work dir, or its results*.json."
-        ) from error
-    if lacking:
-        raise UserError(f"{path} is no record of a run or a test (it has no {min(lacking)!r}); give results*.json.")
-    return path, record
-
-
 def differing_knobs(first: dict, other: dict) -> dict[str, tuple]:
     """{dotted name: (value in the first, in the other)} of all in which two records were made otherwise: encoder and
     its taps, protocol, data, seeds. A knob that one of them does not have is none there.
     """
-    return _differ(_knobs(first), _knobs(other))
+    return differing(_knobs(first), _knobs(other))
 
 
 def read(path: str | Path) -> Tested:
-    """A record with its rows; path as in ``read_record``.
+    """A record with its rows; path as ``records.read`` takes it.
 
     Raises UserError when it is no record, or its rows are not there or not its own.
     """
-    path, record = read_record(path)
+    path, record = records.read(path)
     where = rows.place(path)
     again = "run siglip2-dense test CONFIG HEAD --out FILE.json, which writes both anew, and compare that FILE.json."
     if not where.is_file() and any(name.rpartition(".")[2] == "AP" for name in record["metrics"]):
@@ -137,7 +116,7 @@ def compare_knobs(paths: Sequence[str | Path]) -> dict:
     """
     if not 2 <= len(paths) <= len(ascii_uppercase):
         raise UserError(f"{len(paths)} records to compare; give from 2 to {len(ascii_uppercase)}.")
-    first, *others = found = [read_record(path) for path in paths]
+    first, *others = found = [records.read(path) for path in paths]
     return {
         "records": [{"path": str(path), "encoder": record["encoder"]["name"]} for path, record in found],
         "differ": [differing_knobs(first[1], record) for _, record in others],
@@ -246,7 +225,7 @@ def _knobs(record: dict) -> dict:
     return {key: record[key] for key in KNOBS} | seeds
 
 
-def _differ(before, now, where: str = "") -> dict[str, tuple]:
+def differing(before, now, where: str = "") -> dict[str, tuple]:
     """{place: (before, now)} of all settings of two trees that differ; a missing one is none. Transforms and the like,
     of which both have as many, are called by their numbers.
     """
@@ -256,7 +235,7 @@ def _differ(before, now, where: str = "") -> dict[str, tuple]:
         return {} if before == now else {where: (before, now)}
     found = {}
     for key in sorted({*before, *now}):
-        found |= _differ(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+        found |= differing(before.get(key), now.get(key), f"{where}.{key}" if where else key)
     return found
 
 

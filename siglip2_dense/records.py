@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from siglip2_dense.contracts import EncoderFacts
+from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import write_text
 
+RECORD = "results.json"  # of a work dir
 LIBRARIES = (
     "siglip2_dense", "torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "numpy", "opencv-python",
 )  # fmt: skip
@@ -188,6 +190,26 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def read(path: str | Path) -> tuple[Path, dict]:
+    """Where a record is, and what it says. path: of the record, or a work dir with ``results.json``.
+
+    Raises UserError when it is no record.
+    """
+    path = Path(path) / RECORD if Path(path).is_dir() else Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"metrics", "encoder", "protocol", "data", "run"} - set(record)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there; give a work dir of a finished run, or a record of a test.") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a record ({first_line(error)}); give a work dir, or its results*.json."
+        ) from error
+    if lacking:
+        raise UserError(f"{path} is no record of a run or a test (it has no {min(lacking)!r}); give results*.json.")
+    return path, record
 
 
 def write(path: str | Path, record: dict | list) -> None:

@@ -31,7 +31,7 @@ ALLOWED = {
     "head_file": {"registry", "encoders"},
     "records": {"registry", "encoders"},
     "convert": {"registry", "head_file", "resample"},
-    "compare": {"metrics"},
+    "compare": {"metrics", "records"},
     "published": set(),
 }
 ALLOWED["engine"] = set(ALLOWED)
