@@ -16,7 +16,7 @@ from siglip2_dense.engine.plan import plan
 from siglip2_dense.engine.resume import STATE_FILE
 from siglip2_dense.engine.run import HEAD, RESULTS, Run
 from siglip2_dense.engine.steps import REPORT, Step
-from siglip2_dense.engine.tables import Column, Test
+from siglip2_dense.engine.tables import Column, HeadTest
 from siglip2_dense.errors import UserError, first_difference
 from siglip2_dense.registry import DATASETS, resolve
 
@@ -85,7 +85,7 @@ def _steps(asked: Asked, device: Device, processes: int) -> list[Step]:
     return found + [_test(asked, test, trained) for test in asked.column.tests]
 
 
-def _test(asked: Asked, test: Test, trained: Mapping | None) -> Step:
+def _test(asked: Asked, test: HeadTest, trained: Mapping | None) -> Step:
     more, names = ["--out", str(asked.work_dir / f"results_{test.name}.json")], [test.name]
     if test.benchmarks:
         more, names = ["--benchmarks", "all"], list(asked.config.benchmarks)

@@ -73,7 +73,7 @@ def run_steps(steps: Sequence[Step], launch: Launch) -> None:
             failed[step.group] = step
     if failed:
         raise UserError(
-            f"not all is done: {', '.join(step.title for step in failed.values())} failed, as is said above; mend it and "
+            f"not done: {', '.join(step.title for step in failed.values())} failed, as is said above; mend it and "
             "give the same command again, which goes on from there."
         )
 

@@ -16,7 +16,7 @@ COCO = (
 
 
 @dataclass(frozen=True)
-class Test:
+class HeadTest:
     """A test of a trained head beside the evaluation that ends its training."""
 
     name: str  # of its record, results_NAME.json
@@ -29,7 +29,7 @@ class Column:
     """One or several columns of a table: a run of a config, and what it is tested on."""
 
     config: str
-    tests: tuple[Test, ...] = ()
+    tests: tuple[HeadTest, ...] = ()
     processes: int = 1  # that the config's images a step are for
     own_data: bool = False  # in a folder of the user's, which has to be named
 
@@ -54,7 +54,7 @@ TABLES = {
     "table3": Table(
         "open-vocabulary segmentation: CAT-Seg on six sets",
         tuple(
-            Column(f"catseg_{name}", (Test("benchmarks", benchmarks=True),))
+            Column(f"catseg_{name}", (HeadTest("benchmarks", benchmarks=True),))
             for name in ("siglip2_large", "siglip_large", "clip_base", "clip_large", "openclip_bigg")
         ),
         text=True,
@@ -63,7 +63,7 @@ TABLES = {
     "table4": Table(
         "open-vocabulary detection: OWL-ViT on LVIS and COCO",
         tuple(
-            Column(f"owlvit_{name}", (Test("coco", COCO),), processes=8)
+            Column(f"owlvit_{name}", (HeadTest("coco", COCO),), processes=8)
             for name in ("siglip2_base", "siglip_base", "siglip2_so400m", "siglip_so400m")
         ),
         text=True,
@@ -74,7 +74,7 @@ TABLES = {
         "and on frames of a kitchen",
         (
             Column("probe_demo"),
-            Column("mini_camvid", (Test("test"),), own_data=True),
+            Column("mini_camvid", (HeadTest("test"),), own_data=True),
             Column("mini_kitchen", own_data=True),
         ),
         encoder="efficientnet-lite0",
