@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siglip2_dense.encoders.catalogue import catalogue
+from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.errors import UserError
 
 COCO = (
@@ -92,8 +92,7 @@ def row_of(name: str, encoder: str | None, encoders: dict[str, str], data: bool)
     encoder = encoder or table.encoder
     if encoder is None:
         raise UserError(f"{name} needs --encoder NAME; tools/encoders.py list shows which there are.")
-    entry = catalogue().get(encoder)
-    if table.text and not (entry and entry.text):
+    if not find(encoder).text and table.text:
         raise UserError(
             f"{name} is of encoders that were trained with texts, and {encoder} has no text tower; give one that "
             "tools/encoders.py list --text shows."
