@@ -1,4 +1,4 @@
-"""Writes docs/results.md and docs/performance.md from the figures that the benchmarks left in docs/figures."""
+"""Writes the pages of docs/ from the figures that the benchmarks left in docs/figures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ PAGES = {
         "Results",
         "What trained heads score on real data.",
         ("pretraining", "kitchen", "coco", "unseen", "overfit"),
+    ),
+    "protocols.md": (
+        "Why is my number different?",
+        "What the knobs are worth in which published protocols differ; the recipes are in `configs/protocols/`.",
+        ("knobs",),
     ),
     "performance.md": (
         "Performance",

@@ -15,6 +15,7 @@ NAMES = (
     "evaluate",
     "heads",
     "kitchen",
+    "knobs",
     "loss",
     "overfit",
     "owlvit",
