@@ -108,9 +108,9 @@ def camvid(data: Path, scratch: Path, encoder: Encoder, quick: bool) -> list[dic
     found = bench.train("heads", {title: parts for title, parts in heads.items() if title != BASE})
     classes = (data / "camvid" / "classes.txt").read_text().split()
     runs, tests = segmentation_runs(size, larger, steps, classes), segmentation_tests(size)
-    for number, (title, changed) in enumerate(_some(runs, quick).items()):
+    for number, (title, changed) in enumerate(_some(runs, quick, 1).items()):
         found[title] = bench.train(f"run{number}", {BASE: heads[BASE]}, changed)[BASE]
-    for number, (title, changed) in enumerate(_some(tests, quick).items()):
+    for number, (title, changed) in enumerate(_some(tests, quick, 1).items()):
         found[title] = bench.test(f"test{number}", "base", heads[BASE], changed)
     place = f"CamVid, {encoder.title}"
     figures = [_score(place, "mIoU", base), *_differences(place, "mIoU", base, found)]
@@ -126,7 +126,7 @@ def kitchen(data: Path, scratch: Path, encoder: Encoder, quick: bool) -> list[di
     schedule = dict(type="CosineAnnealingLR", T_max=steps, eta_min=0.0, begin=0, end=steps, by_epoch=False)
     common |= dict(train_cfg=dict(max_iters=steps, val_interval=steps), param_scheduler=[schedule])
     bench = bench_of(scratch / f"kitchen_{encoder.timm}", encoder, data, "kitchen", common)
-    depth, normals = _some(depth_heads(encoder), quick), {} if quick else normals_heads()
+    depth, normals = _some(depth_heads(encoder), quick, 2), {} if quick else normals_heads()
     base = bench.train("base", {BASE: depth[BASE]})[BASE]
     together = {**depth, **{f"normals: {title}": parts for title, parts in normals.items()}}
     found = bench.train("heads", {title: parts for title, parts in together.items() if title != BASE})
@@ -169,9 +169,9 @@ def run(quick: bool) -> list[dict]:
     return figures
 
 
-def _some(changes: dict, quick: bool) -> dict:
-    """The first two in a quick run."""
-    return dict(list(changes.items())[: 2 if quick else None])
+def _some(changes: dict, quick: bool, first: int) -> dict:
+    """All of them, or in a quick run the first ones."""
+    return dict(list(changes.items())[: first if quick else None])
 
 
 def _fewer(data: Path, scratch: Path) -> Path:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from siglip2_dense.benchmark import recipes
 from siglip2_dense.files import write_text
 
 PAGES = {
@@ -17,7 +18,8 @@ PAGES = {
     ),
     "protocols.md": (
         "Why is my number different?",
-        "What the knobs are worth in which published protocols differ; the recipes are in `configs/protocols/`.",
+        "Published recipes side by side, from `configs/protocols/`, whose files say where each value is from; and what "
+        "knobs are worth in which they differ. `tools/compare.py A B --knobs` lists those of two records.",
         ("knobs",),
     ),
     "performance.md": (
@@ -47,6 +49,8 @@ OPTIONS = {"encoder": "--all-families "}
 def page(title: str, lead: str, names: tuple[str, ...], figures: Path) -> str:
     """Markdown of one page; a benchmark without figures is named as not yet measured."""
     lines = [f"# {title}", "", f"{lead} Written by `make docs` from `docs/figures/`; nothing here is typed."]
+    if "knobs" in names:
+        lines += ["", "## The recipes", "", *recipes.table()]
     for name in names:
         what = import_module(f"siglip2_dense.benchmark.{name}").__doc__.strip()
         lines += [

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from siglip2_dense.benchmark import knobs
+from siglip2_dense.benchmark import knobs, recipes
 from siglip2_dense.benchmark.camvid import fewer
 from siglip2_dense.benchmark.knob_settings import (
     BASE,
@@ -24,6 +24,7 @@ from siglip2_dense.benchmark.knob_settings import (
 from siglip2_dense.benchmark.pages import PAGES
 from siglip2_dense.cli.benchmark import NAMES
 from siglip2_dense.compare import differing
+from siglip2_dense.engine.configs import known_configs
 from siglip2_dense.metrics.depth import DepthMetric
 from siglip2_dense.metrics.segmentation import SegmentationMetric
 
@@ -118,3 +119,17 @@ def test_every_benchmark_has_its_place_on_a_page():
     assert sorted(named) == sorted(NAMES) and all(
         import_module(f"siglip2_dense.benchmark.{name}").run for name in NAMES
     )
+
+
+def test_recipes_stand_side_by_side_as_their_configs_say():
+    heading, rule, *lines = recipes.table()
+    found = {line.split(" | ")[0].strip("| `"): line for line in lines}
+    assert list(found) == [name for name in known_configs() if name.startswith("protocols/")]
+    assert {line.count(" | ") for line in (heading, *lines)} == {7} and rule.count("---") == 8
+    line = found["protocols/dinov3_linear_ade20k"]
+    for words in (
+        "ADE20K train, scored on ADE20K val", "RandomCrop (size 512 x 512, cat_max_ratio 0.75)",
+        "slide (crop 512, stride 341)", "LinearHead (layers last, norm True, dropout 0.1)", "40,000 of 16; LinearLR 0 to 1,500, CosineAnnealingLR 0 to",
+    ):  # fmt: skip
+        assert words in line
+    assert "whole; Resize (size 448 x 448, targets False)" in found["protocols/tips_dpt_nyuv2_normals"]
