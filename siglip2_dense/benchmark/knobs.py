@@ -107,10 +107,11 @@ def camvid(data: Path, scratch: Path, encoder: Encoder, quick: bool) -> list[dic
     base = bench.train("base", {BASE: heads[BASE]})[BASE]
     found = bench.train("heads", {title: parts for title, parts in heads.items() if title != BASE})
     classes = (data / "camvid" / "classes.txt").read_text().split()
+    first = None if encoder is VIT else 1  # of the other encoder, what is worth a run of its own
     runs, tests = segmentation_runs(size, larger, steps, classes), segmentation_tests(size)
-    for number, (title, changed) in enumerate(_some(runs, quick, 1).items()):
+    for number, (title, changed) in enumerate(_first(runs, first).items()):
         found[title] = bench.train(f"run{number}", {BASE: heads[BASE]}, changed)[BASE]
-    for number, (title, changed) in enumerate(_some(tests, quick, 1).items()):
+    for number, (title, changed) in enumerate(_first(tests, first).items()):
         found[title] = bench.test(f"test{number}", "base", heads[BASE], changed)
     place = f"CamVid, {encoder.title}"
     figures = [_score(place, "mIoU", base), *_differences(place, "mIoU", base, found)]
@@ -126,7 +127,7 @@ def kitchen(data: Path, scratch: Path, encoder: Encoder, quick: bool) -> list[di
     schedule = dict(type="CosineAnnealingLR", T_max=steps, eta_min=0.0, begin=0, end=steps, by_epoch=False)
     common |= dict(train_cfg=dict(max_iters=steps, val_interval=steps), param_scheduler=[schedule])
     bench = bench_of(scratch / f"kitchen_{encoder.timm}", encoder, data, "kitchen", common)
-    depth, normals = _some(depth_heads(encoder), quick, 2), {} if quick else normals_heads()
+    depth, normals = _first(depth_heads(encoder), 2 if quick else None), {} if quick else normals_heads()
     base = bench.train("base", {BASE: depth[BASE]})[BASE]
     together = {**depth, **{f"normals: {title}": parts for title, parts in normals.items()}}
     found = bench.train("heads", {title: parts for title, parts in together.items() if title != BASE})
@@ -169,9 +170,9 @@ def run(quick: bool) -> list[dict]:
     return figures
 
 
-def _some(changes: dict, quick: bool, first: int) -> dict:
-    """All of them, or in a quick run the first ones."""
-    return dict(list(changes.items())[: first if quick else None])
+def _first(changes: dict, count: int | None) -> dict:
+    """So many of them; all without a count."""
+    return dict(list(changes.items())[:count])
 
 
 def _fewer(data: Path, scratch: Path) -> Path:

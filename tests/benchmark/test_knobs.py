@@ -129,7 +129,8 @@ def test_recipes_stand_side_by_side_as_their_configs_say():
     line = found["protocols/dinov3_linear_ade20k"]
     for words in (
         "ADE20K train, scored on ADE20K val", "RandomCrop (size 512 x 512, cat_max_ratio 0.75)",
-        "slide (crop 512, stride 341)", "LinearHead (layers last, norm True, dropout 0.1)", "40,000 of 16; LinearLR 0 to 1,500, CosineAnnealingLR 0 to",
+        "slide (crop 512, stride 341)", "LinearHead (layers last, norm True, dropout 0.1)",
+        "40,000 of 16; LinearLR 0 to 1,500, CosineAnnealingLR 0 to",
     ):  # fmt: skip
         assert words in line
     assert "whole; Resize (size 448 x 448, targets False)" in found["protocols/tips_dpt_nyuv2_normals"]

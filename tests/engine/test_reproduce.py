@@ -1,6 +1,7 @@
 """A row of a table: its steps in order, with costs; what is done is left out, and what was killed goes on."""
 
 import json
+import os
 import shlex
 import sys
 from importlib import import_module
@@ -16,6 +17,7 @@ from siglip2_dense.benchmark.camvid import fewer
 from siglip2_dense.cli import common
 from siglip2_dense.cli import reproduce as verb
 from siglip2_dense.cli.common import read_config
+from siglip2_dense.engine import reproduce as engine
 from siglip2_dense.engine import steps, tables, train
 from siglip2_dense.engine.configs import find_config
 from siglip2_dense.engine.devices import DEVICES
@@ -174,6 +176,29 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(row, called, tmp_pa
     reproduce(tmp_path / "cut")
     whole, cut = (load_tensors(tmp_path / name / "row" / "tiny" / "head.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(tensor, cut[key]) for key, tensor in whole.items())
+
+
+def test_benchmarks_that_are_done_are_not_done_again(tmp_path, monkeypatch, capsys):
+    """Sets that a user does not have fail each time, and cost the others nothing."""
+    monkeypatch.setenv("SIGLIP2_DENSE_DATA", str(tmp_path))
+    place = tmp_path / "row" / "catseg_siglip2_large"
+    place.mkdir(parents=True)
+    record = {
+        "metrics": {}, "encoder": {"fingerprint": "f"}, "protocol": {}, "data": {}, "run": {}, "history": [{"step": 9}],
+    }  # fmt: skip
+    (place / "head.safetensors").touch()
+    for name, fingerprint in (("ade150", "f"), ("voc20", "f"), ("voc21", "another")):
+        (place / f"results_{name}.json").write_text(json.dumps({**record, "encoder": {"fingerprint": fingerprint}}))
+    monkeypatch.setattr(engine, "_trained", lambda asked: record)
+    arguments = ["table3", "--encoder", "siglip2-large-16-384", "--work-dir", str(tmp_path / "row"), "--dry-run"]
+    verb.main([*arguments, "--device", "h100"])
+    assert "--benchmarks ade847,pc459,pc59,voc21\n" in capsys.readouterr().out
+    os.utime(place / "results_voc20.json", (0, 0))  # of the head before
+    verb.main([*arguments, "--device", "h100"])
+    assert "--benchmarks ade847,pc459,pc59,voc20,voc21\n" in capsys.readouterr().out
+    monkeypatch.setattr(engine, "_trained", lambda asked: None)
+    verb.main([*arguments, "--device", "h100"])
+    assert "--benchmarks all\n" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_ends_its_column_alone(row, tiny, called, tmp_path, capsys):
