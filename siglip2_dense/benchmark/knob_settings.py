@@ -72,9 +72,9 @@ def segmentation_runs(size: Size, larger: Size, steps: int, classes: Sequence[st
     void = dict(dataset=dict(classes=[*classes, "void"], ignore=255))
     return {
         f"{larger[0]} x {larger[1]} pixels, not {size[0]} x {size[1]}": resized(larger),
-        "crops of all scales, mirrored (4 views of each)": dict(
+        "crops of all scales, mirrored (2 views of each)": dict(
             train_dataloader=dict(dataset=dict(transforms=augmented)),
-            feature_store=dict(views=4),
+            feature_store=dict(views=2),
             model=dict(canvas=size),
         ),
         "void learnt and scored as a class": dict(train_dataloader=void, val_dataloader=void),

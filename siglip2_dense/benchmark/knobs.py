@@ -98,14 +98,13 @@ def bench_of(folder: Path, encoder: Encoder, data: Path, base: str, common: dict
 
 def camvid(data: Path, scratch: Path, encoder: Encoder, quick: bool) -> list[dict]:
     """Figures of segmentation: points of mIoU."""
-    size, larger, steps = ((84, 112), (112, 154), 6) if quick else ((224, 308), (336, 462), 460)
+    size, larger, steps = ((84, 112), (112, 154), 6) if quick else ((224, 308), (280, 392), 460)
     root, heads = dict(root=str(data / "camvid")), segmentation_heads(encoder)
     sets = dict(train_dataloader=dict(dataset=root), val_dataloader=dict(dataset=root | dict(split="test")))
     bench = bench_of(
         scratch / encoder.timm, encoder, data, "camvid", merged(merged(sets, resized(size)), steps_of(steps))
     )
-    base = bench.train("base", {BASE: heads[BASE]})[BASE]
-    found = bench.train("heads", {title: parts for title, parts in heads.items() if title != BASE})
+    base, found = _trained(bench, heads)
     classes = (data / "camvid" / "classes.txt").read_text().split()
     first = None if encoder is VIT else 1  # of the other encoder, what is worth a run of its own
     runs, tests = segmentation_runs(size, larger, steps, classes), segmentation_tests(size)
@@ -128,9 +127,7 @@ def kitchen(data: Path, scratch: Path, encoder: Encoder, quick: bool) -> list[di
     common |= dict(train_cfg=dict(max_iters=steps, val_interval=steps), param_scheduler=[schedule])
     bench = bench_of(scratch / f"kitchen_{encoder.timm}", encoder, data, "kitchen", common)
     depth, normals = _first(depth_heads(encoder), 2 if quick else None), {} if quick else normals_heads()
-    base = bench.train("base", {BASE: depth[BASE]})[BASE]
-    together = {**depth, **{f"normals: {title}": parts for title, parts in normals.items()}}
-    found = bench.train("heads", {title: parts for title, parts in together.items() if title != BASE})
+    base, found = _trained(bench, {**depth, **{f"normals: {title}": parts for title, parts in normals.items()}})
     mirrored = dict(model=dict(inference=dict(mode="whole", flip=True)))
     found["averaged with the mirrored image at test"] = bench.test("flip", "base", depth[BASE], mirrored)
     place = f"kitchen, {encoder.title}"
@@ -168,6 +165,12 @@ def run(quick: bool) -> list[dict]:
             for folder in scratch.glob("*/features"):
                 shutil.rmtree(folder)
     return figures
+
+
+def _trained(bench: Bench, heads: Mapping[str, dict]) -> tuple[PerImage, dict[str, PerImage]]:
+    """The scores of the base, which is trained alone and after the others, whose features serve it, and theirs."""
+    found = bench.train("heads", {title: parts for title, parts in heads.items() if title != BASE})
+    return bench.train("base", {BASE: heads[BASE]})[BASE], found
 
 
 def _first(changes: dict, count: int | None) -> dict:
