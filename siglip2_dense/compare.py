@@ -138,10 +138,12 @@ def _check_records(first: Tested, other: Tested, settings: bool) -> None:
     """Raise UserError unless they are of one test, and one thing differs between what was tested."""
     cannot, origin = f"{other.path} cannot be compared with {first.path}", "in the first"
     a, b = first.record, other.record
-    if difference := first_difference(a["data"], b["data"], "data", origin):
+    shared, its = column(a), column(b)
+    if difference := first_difference(shared["data"], its["data"], "data", origin):
         raise UserError(f"{cannot}: {difference}; test both on the same images, or see all knobs with --knobs.")
-    selections, rest = zip(*(_apart(one["protocol"]) for one in (a, b)), strict=True)
-    difference = first_difference(*selections, "protocol", origin) or first_difference(*rest, "protocol", origin)
+    difference = first_difference(shared["selection"], its["selection"], "protocol", origin) or first_difference(
+        shared["protocol"], its["protocol"], "protocol", origin
+    )
     if difference and not settings:
         raise UserError(
             f"{cannot}: {difference}; bring both under one protocol, or give --settings if it is settings on one "
@@ -150,6 +152,14 @@ def _check_records(first: Tested, other: Tested, settings: bool) -> None:
     encoders = [{key: value for key, value in one["encoder"].items() if key not in ASKED} for one in (a, b)]
     if settings and (difference := first_difference(*encoders, "encoder", origin)):
         raise UserError(f"{cannot}: {difference}; settings (--settings) are compared on one encoder.")
+
+
+def column(record: dict) -> dict:
+    """What records must have in common to stand in one column: the data, how settings were selected, and the protocol
+    but for those settings.
+    """
+    selection, rest = _apart(record["protocol"])
+    return {"data": record["data"], "selection": selection, "protocol": rest}
 
 
 def _apart(protocol: dict) -> tuple[dict, dict]:

@@ -201,6 +201,12 @@ def _less(one: dict, metric: str) -> str:
 
 def plot(summary: dict) -> np.ndarray:
     """The headline metric against the learning rate, a line for each other setting, a panel for each head."""
+    panels, labels = panels_of(summary)
+    return curves(panels, "learning rate", labels)
+
+
+def panels_of(summary: dict) -> tuple[dict[str, dict[str, list]], list[str]]:
+    """{head: {other settings: [(learning rate, mean, deviation)]}}, and of each head the score that this is."""
     split = "holdout" if summary["selection"] else "validation"
     shown = (summary["selection"] or summary["validation"])["split"]
     panels, labels = {}, {}
@@ -211,4 +217,4 @@ def plot(summary: dict) -> np.ndarray:
         if one[split] is not None:
             score = one[split][one["metric"]]
             points.append((one["lr"], score["mean"], score["std"]))
-    return curves(panels, "learning rate", list(labels.values()))
+    return panels, list(labels.values())

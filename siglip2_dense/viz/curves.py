@@ -28,15 +28,25 @@ def curves(panels: Mapping[str, Mapping[str, Points]], x_label: str, y_labels: S
     for axes, (title, lines), y_label in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), y_labels, strict=True
     ):
-        for number, (label, points) in enumerate(lines.items()):
-            points = sorted(point for point in points if np.isfinite(point[1]))
-            x, y, bars = zip(*points, strict=True) if points else ((), (), ())
-            style = dict(color=f"C{number % 10}", linestyle=("-", "--", ":", "-.")[number // 10 % 4], marker="o")
-            axes.errorbar(x, y, [bar or 0 for bar in bars], label=label, capsize=3, markersize=4, **style)
-        axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log")
+        draw(axes, lines, x_label, y_label, "log")
+        axes.set_title(title)
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw(axes, lines: Mapping[str, Points], x_label: str, y_label: str, x_scale: str) -> None:
+    """A line for each label in matplotlib's axes, in the order of x; points that are not finite are left out.
+
+    x_scale: "log" or "linear".
+    """
+    for number, (label, points) in enumerate(lines.items()):
+        points = sorted((point for point in points if np.isfinite(point[1])), key=lambda point: point[:2])
+        x, y, bars = zip(*points, strict=True) if points else ((), (), ())
+        style = dict(color=f"C{number % 10}", linestyle=("-", "--", ":", "-.")[number // 10 % 4], marker="o")
+        bars = [bar or 0 for bar in bars] if any(bars) else None
+        axes.errorbar(x, y, bars, label=label, capsize=3, markersize=4, **style)
+    axes.set(xlabel=x_label, ylabel=y_label, xscale=x_scale)

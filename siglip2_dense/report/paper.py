@@ -1,0 +1,96 @@
+"""Where a score stands in the tables of the SigLIP 2 paper, and what is published beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from siglip2_dense.data.recipes import RECIPES
+from siglip2_dense.encoders.catalogue import catalogue
+from siglip2_dense.published import Row, rows_of
+from siglip2_dense.report.runs import Run, Score
+
+
+@dataclass(frozen=True)
+class PaperColumn:
+    """One column: scores of these heads on the whole of one of these sets."""
+
+    key: str  # of the published scores
+    title: str
+    data: Sequence[str]
+    split: str
+    metric: str
+    kind: str
+    task: dict = field(default_factory=dict)  # settings that the head's task has
+
+    def has(self, score: Score) -> bool:
+        record = score.run.record
+        data, task = record["data"], record["protocol"]["heads"][score.head].get("task") or {}
+        return (
+            (score.kind, score.metric) == (self.kind, self.metric)
+            and data["name"] in self.data
+            and data["split"] == self.split
+            and data.get("images") == (whole(data["name"], self.split) or data.get("images"))
+            and all(task.get(key) == value for key, value in self.task.items())
+        )
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    title: str
+    anchor: str
+    model: str  # our class
+    columns: Sequence[PaperColumn]
+
+
+def _segmentation(key: str, title: str, *data: str) -> PaperColumn:
+    return PaperColumn(key, title, data, "val", "mIoU", "Segmentation")
+
+
+def _open_vocabulary(key: str, title: str, data: str) -> PaperColumn:
+    return PaperColumn(key, title, (data,), "val", "mIoU_labelled", "OpenVocabulary")
+
+
+PROBES = PaperTable(
+    "Table 2: probes on frozen encoders", "table-2", "DenseProbe", (
+        _segmentation("pascal", "PASCAL", "pascal"),
+        _segmentation("ade20k", "ADE20k", "ade20k"),
+        PaperColumn("nyuv2_depth", "NYUv2 depth", ("nyuv2", "nyuv2_labelled"), "test", "rmse", "Depth"),
+        PaperColumn("navi_depth", "NAVI depth", ("navi",), "test", "rmse", "Depth", {"unit": "relative"}),
+        PaperColumn("nyuv2_normals", "NYUv2 normals", ("nyuv2_labelled",), "test", "rmse", "Normals"),
+        PaperColumn("navi_normals", "NAVI normals", ("navi",), "test", "rmse", "Normals"),
+    ),
+)  # fmt: skip
+NAMES = PaperTable(
+    "Table 3: segmentation by names, CAT-Seg", "table-3", "CATSeg", (
+        _open_vocabulary("ade847", "A-847", "ade20k_full"),
+        _open_vocabulary("pc459", "PC-459", "pascal_context_459"),
+        _open_vocabulary("ade150", "A-150", "ade20k"),
+        _open_vocabulary("pc59", "PC-59", "pascal_context"),
+        _open_vocabulary("voc20", "VOC-20", "voc20"),
+        _open_vocabulary("voc21", "VOC-21", "pascal"),
+    ),
+)  # fmt: skip
+BOXES = PaperTable(
+    "Table 4: detection by names, OWL-ViT", "table-4", "OWLViT", (
+        PaperColumn("coco_ap", "COCO AP", ("coco",), "val", "AP", "Detection"),
+        PaperColumn("lvis_ap", "LVIS AP", ("lvis",), "val", "AP", "Detection"),
+        PaperColumn("lvis_apr", "LVIS APr", ("lvis",), "val", "APr", "Detection"),
+    ),
+)  # fmt: skip
+TABLES = (PROBES, NAMES, BOXES)
+
+
+def whole(name: str, split: str) -> int | None:
+    """Images of a published set; none where nobody has said how many."""
+    recipe = RECIPES.get({"voc20": "pascal"}.get(name, name))
+    return recipe.counts.get(split) if recipe else None
+
+
+def published(run: Run, model: str) -> list[Row]:
+    """What is published of a run's encoder in a model of that class; nothing of one that only has its name."""
+    encoder, entry = run.record["encoder"], catalogue().get(run.record["encoder"]["name"])
+    size = encoder.get("parameters")
+    if run.weights.startswith("random") or (entry and size is not None and size != entry.parameters):
+        return []
+    return rows_of(model, encoder["name"])
