@@ -50,6 +50,7 @@ class Cell:
 class Column:
     title: Words
     group: str = ""  # neighbours of one group have a common heading
+    note: str = ""  # smaller, below it
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,17 @@ class Charts:
 
 
 @dataclass(frozen=True)
+class Picture:
+    title: str
+    uri: str  # with the data in it
+    size: tuple[int, int]  # width and height in pixels
+
+
+@dataclass(frozen=True)
 class Pictures:
     """Pictures below one another; Markdown leaves them out."""
 
-    pictures: Sequence[tuple[str, str]]  # (title, data URI)
+    pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Fold:
 
     title: str
     blocks: Sequence[Block]
+    open: bool = False
 
 
 Block = Heading | Paragraph | Bullets | Table | Bars | Code | Charts | Pictures | Fold

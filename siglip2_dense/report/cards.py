@@ -17,6 +17,7 @@ from siglip2_dense.report.runs import (
 )
 from siglip2_dense.report.tables import score_cell
 
+FEW = 40  # classes
 OF_RUN = ("seed", "device", "seconds", "images_per_second", "peak_memory_mib", "finished", "revision")
 OF_ENCODER = ("fingerprint", "taps", "pooled", "precision", "features", "native_grid", "position_kernel", "parameters")
 
@@ -70,13 +71,14 @@ def _curves(protocol: Protocol) -> list:
 
 
 def _classes(protocol: Protocol) -> list:
-    """Bars of each run's classes, the last run's shown when asked for."""
+    """Bars of each run's classes; those of several runs, or of many classes, when asked for."""
     found = []
     for head in protocol.heads:
         for run in protocol.runs:
             for metric, values in list(per_class_of(run.record, head).items())[:1]:  # IoU or AP; the rest follow it
                 title = f"{metric} of {len(values)} classes: {short_name(run)}"
-                found.append(Fold(title if len(protocol.heads) == 1 else f"{head}, {title}", [Bars(metric, values)]))
+                title = title if len(protocol.heads) == 1 else f"{head}, {title}"
+                found.append(Fold(title, [Bars(metric, values)], open=len(protocol.runs) == 1 and len(values) <= FEW))
     return found
 
 

@@ -16,7 +16,8 @@ INK, GRID = "#010310", "#010311"
 VARIABLES = {INK: "--ink", GRID: "--rule", **{f"#0103{number:02x}": f"--series-{number}" for number in range(SERIES)}}
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9,
-    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.8,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
 }  # fmt: skip

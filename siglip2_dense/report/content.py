@@ -8,6 +8,7 @@ from pathlib import Path
 from siglip2_dense.errors import UserError
 from siglip2_dense.report.blocks import Bullets, Heading, Link, Paragraph
 from siglip2_dense.report.cards import card
+from siglip2_dense.report.features import feature_pictures
 from siglip2_dense.report.gallery import pictures, sweeps
 from siglip2_dense.report.runs import by_protocol, find
 from siglip2_dense.report.tables import Found, other_tables, paper_tables
@@ -15,10 +16,10 @@ from siglip2_dense.report.tables import Found, other_tables, paper_tables
 PAPER = Link("SigLIP 2 paper", "https://arxiv.org/abs/2502.14786")
 
 
-def content(paths: Sequence[str | Path]) -> tuple[list, list[str]]:
+def content(paths: Sequence[str | Path], image: str | Path | None = None) -> tuple[list, list[str]]:
     """The blocks, and a sentence for each thing that was left out because it could not be read.
 
-    Raises UserError when nothing could.
+    image: to show what each encoder makes of it. Raises UserError when nothing could be read, or the image cannot.
     """
     runs, problems = find(paths)
     if not runs:
@@ -28,7 +29,8 @@ def content(paths: Sequence[str | Path]) -> tuple[list, list[str]]:
     others = other_tables(left, protocols)
     swept, unread = sweeps(runs)
     shown, spoilt = pictures(runs)
-    problems = [*problems, *unread, *spoilt]
+    drawn, missing = feature_pictures(runs, image) if image else ([], [])
+    problems = [*problems, *unread, *spoilt, *missing]
     blocks = [
         Heading(f"{_count(len(runs), 'record')} under {_count(len(protocols), 'protocol')}", "top", 1),
         Paragraph(
@@ -57,6 +59,8 @@ def content(paths: Sequence[str | Path]) -> tuple[list, list[str]]:
         blocks += [Heading("Sweeps", "sweeps"), *swept]
     if shown:
         blocks += [Heading("Pictures", "pictures"), *shown]
+    if drawn:
+        blocks += [Heading("Features", "features"), *drawn]
     return blocks, problems
 
 

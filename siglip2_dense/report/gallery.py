@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siglip2_dense.errors import first_line
-from siglip2_dense.report.blocks import Charts, Code, Heading, Paragraph, Pictures
+from siglip2_dense.report.blocks import Charts, Code, Heading, Paragraph, Picture, Pictures
 from siglip2_dense.report.charts import line_chart
 from siglip2_dense.report.runs import Run, heads_of, short_name
 
@@ -39,7 +39,7 @@ def pictures(runs: Sequence[Run]) -> tuple[list, list[str]]:
             files = sorted(folder.glob(f"*_{head}.png"))
             for file in files[:: max(1, len(files) // OF_HEAD)][:OF_HEAD]:
                 try:
-                    found.append((f"{head}: {file.name}", data_uri(file)))
+                    found.append(embedded(file, f"{head}: {file.stem.removesuffix(f'_{head}')}"))
                 except (OSError, ValueError) as error:
                     problems.append(f"{file} is no picture ({first_line(error)}); it is left out.")
         if found:
@@ -49,8 +49,8 @@ def pictures(runs: Sequence[Run]) -> tuple[list, list[str]]:
     return blocks, problems
 
 
-def data_uri(file: str | Path | io.BytesIO) -> str:
-    """A picture as WebP in an address, no larger than a page needs it."""
+def embedded(file: Path | io.BytesIO, title: str) -> Picture:
+    """A picture as WebP, no larger than a page needs it."""
     from PIL import Image
 
     with Image.open(file) as picture:
@@ -58,7 +58,8 @@ def data_uri(file: str | Path | io.BytesIO) -> str:
         picture.thumbnail((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         picture.save(stream, "WEBP", quality=QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    uri = f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return Picture(title, uri, picture.size)
 
 
 def _sweep(path: Path, anchor: str) -> list:

@@ -37,6 +37,14 @@ def differences(titles: Sequence[str], places: Sequence[tuple[int, str, str]], p
     return [Bullets(items, "note"), *folds] if items else []
 
 
+def in_short(protocol: Protocol, head: str) -> str:
+    """What a column is of, in a few words: the head and how long it was trained."""
+    said = protocol.runs[0].record["protocol"]
+    parts, steps = said["heads"][head], (said.get("optimisation") or {}).get("iterations")
+    kind = parts["head"].get("type") if isinstance(parts.get("head"), Mapping) else None
+    return ", ".join(filter(None, (kind, f"{steps:,} steps" if isinstance(steps, int) else None)))
+
+
 def settings(tree: Mapping, where: str = "") -> Iterator[tuple[str, str]]:
     """(place, value) of all settings, in words; a part that names its type is one setting."""
     for key, value in tree.items():

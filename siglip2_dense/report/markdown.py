@@ -59,7 +59,10 @@ def _block(block) -> str:
 
 
 def _table(table: Table) -> str:
-    head = [" ".join(filter(None, (escaped(column.group), _words(column.title)))) for column in table.columns]
+    head = [
+        " ".join(filter(None, (escaped(column.group), _words(column.title), escaped(column.note))))
+        for column in table.columns
+    ]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in table.rows:
         lines.append([" ".join(filter(None, (_words(cell.words), escaped(cell.note)))) for cell in row])

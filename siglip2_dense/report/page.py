@@ -71,14 +71,14 @@ def _block(block) -> str:
             return f'<div class="charts">{"".join(figures)}</div>'
         case Pictures():
             figures = (
-                f'<figure><figcaption>{escape(title)}</figcaption><div class="wide">'
-                f'<img src="{uri}" alt="{escape(title)}" loading="lazy"></div></figure>'
-                for title, uri in block.pictures
+                f'<figure><figcaption>{escape(one.title)}</figcaption><div class="wide"><img src="{one.uri}" '
+                f'alt="{escape(one.title)}" width="{one.size[0]}" height="{one.size[1]}"></div></figure>'
+                for one in block.pictures
             )
             return f'<div class="pictures">{"".join(figures)}</div>'
         case Fold():
             inside = "\n".join(map(_block, block.blocks))
-            return f"<details><summary>{escape(block.title)}</summary>{inside}</details>"
+            return f"<details{' open' if block.open else ''}><summary>{escape(block.title)}</summary>{inside}</details>"
     raise TypeError(f"no block: {block!r}")
 
 
@@ -94,7 +94,8 @@ def _table(table: Table) -> str:
             number += span
         head = f"<tr>{head}</tr>"
     names = (
-        f'<th{_class("start" if number in starts and number else "")} scope="col">{_words(column.title)}</th>'
+        f'<th{_class("start" if number in starts and number else "")} scope="col">{_words(column.title)}'
+        f"{_note(column.note)}</th>"
         for number, column in enumerate(table.columns)
     )
     rows = "".join(f"<tr>{''.join(_cell(cell, i, starts) for i, cell in enumerate(row))}</tr>" for row in table.rows)
@@ -102,11 +103,15 @@ def _table(table: Table) -> str:
 
 
 def _cell(cell, number: int, starts: set[int]) -> str:
-    note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
+    note = _note(cell.note)
     if number == 0:
         return f'<th scope="row">{_words(cell.words)}{note}</th>'
     kinds = " ".join(filter(None, (cell.kind, "start" if number in starts else "")))
     return f"<td{_class(kinds)}>{_words(cell.words)}{note}</td>"
+
+
+def _note(note: str) -> str:
+    return f" <small>{escape(note)}</small>" if note else ""
 
 
 def _bars(bars: Bars) -> str:

@@ -43,6 +43,7 @@ class Run(NamedTuple):
     path: Path
     record: dict
     weights: str  # how the encoder's were asked for: "hub", "random" or a file's name; "" = not known
+    encoder: dict  # its config; empty = not known
 
 
 class Score(NamedTuple):
@@ -164,7 +165,8 @@ def short_name(run: Run) -> str:
 def _run(path: Path) -> Run:
     path, record = records.read(path)
     _check(path, record)
-    return Run(path, record, _weights(path.parent, record))
+    encoder = _encoder(path.parent, record)
+    return Run(path, record, _weights(encoder, record), encoder)
 
 
 def _check(path: Path, record: dict) -> None:
@@ -204,18 +206,23 @@ def _same(run: Run, other: Run) -> bool:
     return said[0] == said[1]
 
 
-def _weights(folder: Path, record: dict) -> str:
-    """A record names its encoder, not where the weights came from: the head beside it knows, else the command line."""
+def _encoder(folder: Path, record: dict) -> dict:
+    """How the encoder was asked for, as the head file beside a record has it; empty without a head of its own."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(folder / "head.safetensors", "pt") as stream:
             said = stream.metadata() or {}
         facts, config = (json.loads(said[key]) for key in ("encoder", "encoder_config"))
-        if facts["fingerprint"] == record["encoder"].get("fingerprint"):
-            return Path(str(config.get("weights", "hub"))).name
+        return config if facts["fingerprint"] == record["encoder"].get("fingerprint") else {}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-        pass  # no head, or not its own: then the command is all there is
+        return {}
+
+
+def _weights(encoder: dict, record: dict) -> str:
+    """A record does not say where the weights came from: the head does, else the command line."""
+    if encoder:
+        return Path(str(encoder.get("weights", "hub"))).name
     try:
         words = shlex.split(str(record["run"].get("command", "")))
     except ValueError:

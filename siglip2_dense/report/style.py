@@ -23,7 +23,7 @@ body {
 }
 nav {
   position: sticky; top: 0; z-index: 2; display: flex; gap: 1.25rem; overflow-x: auto; white-space: nowrap;
-  padding: .6rem max(1rem, calc(50vw - 36rem)); background: var(--paper); border-bottom: 1px solid var(--rule);
+  padding: .6rem max(1rem, calc(50vw - 35rem)); background: var(--paper); border-bottom: 1px solid var(--rule);
   font-size: .875rem;
 }
 main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
@@ -70,7 +70,7 @@ svg.chart { display: block; width: 100%; height: auto; }
 svg.chart text { font-family: inherit !important; }
 .pictures { display: grid; gap: 1.5rem; }
 .pictures .wide { margin: 0; }
-.pictures img { display: block; max-width: 100%; border-radius: 4px; }
+.pictures img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 .bars { list-style: none; margin: .5rem 0; padding: 0; columns: 20rem auto; column-gap: 2.5rem; font-size: .8125rem; }
 .bars li {
   display: grid; grid-template-columns: 8.5rem 1fr 3.2rem; gap: .6rem; align-items: center; break-inside: avoid;
@@ -80,7 +80,7 @@ svg.chart text { font-family: inherit !important; }
 .bars .bar { display: block; height: 100%; background: var(--bar); border-radius: 2px; }
 .bars .value { text-align: right; font-variant-numeric: tabular-nums; }
 @media (max-width: 40rem) {
-  th:first-child { max-width: 42vw; overflow-wrap: anywhere; }
+  th:first-child { min-width: 8.5rem; max-width: 45vw; overflow-wrap: anywhere; }
   th:first-child small { white-space: normal; }
   .pictures img { max-width: none; width: 46rem; }
 }

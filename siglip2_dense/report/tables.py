@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from siglip2_dense.published import PAPER, ROWS, Row
 from siglip2_dense.report.blocks import BETTER, LEVEL, NONE, PUBLISHED, WORSE, Bullets, Cell, Column, Link, Table
-from siglip2_dense.report.knobs import differences
+from siglip2_dense.report.knobs import differences, in_short
 from siglip2_dense.report.paper import TABLES, PaperTable, published
 from siglip2_dense.report.runs import KINDS, Protocol, Run, Score, headline, scores_of, short_name
 
+DIGITS = {"recall": 4, "silog": 2}  # of a part among degrees, and of a per cent among metres
 Place = tuple[int, str, str]  # a table's column, and in it one of ours: a protocol's name and a head's
 Placed = tuple[int, Score]
 
@@ -70,7 +72,7 @@ def score_cell(score: Score | None) -> Cell:
     """A score with its interval, two decimals of per cents and degrees and four of metres and parts."""
     if score is None:
         return Cell()
-    digits = 4 if score.metric.startswith("recall") else KINDS[score.kind].digits
+    digits = DIGITS.get(score.metric.partition("_")[0], KINDS[score.kind].digits)
     value, *ends = (None if x is None else f"{x:.{digits}f}" for x in (score.value, *(score.interval or ())))
     return Cell(NONE if value is None else value, f"[{', '.join(ends)}]" if ends else "")
 
@@ -86,8 +88,7 @@ def _paper_table(table: PaperTable, here: list[Placed], protocols: Sequence[Prot
     against = sum(verdicts.values())
     said = ", ".join(f"{verdicts[kind]} {kind}" for kind in (BETTER, LEVEL, WORSE))
     summary = f"{len(here)} {'score' if len(here) == 1 else 'scores'}; {against} beside a published value"
-    sources = dict.fromkeys(line.row.source for line in lines if line.row)
-    notes = Bullets([f"{mark}: {source}" for source, mark in zip(sources, _marks(sources), strict=True)], "note")
+    notes = Bullets([f"{mark}: {source}" for source, mark in _marks(lines).items()], "note")
     blocks = [shown, notes, *differences(titles, places, protocols)]
     return Found(table.title, table.anchor, f"{summary}: {said}" if against else summary, blocks)
 
@@ -151,8 +152,8 @@ def _table(
     titles: Sequence[str], lines: list[Line], here: list[Placed], protocols: Sequence[Protocol], keys: Sequence = ()
 ) -> tuple[Table, list[Place]]:
     """keys: of the published scores, for each column; without them there is nothing beside ours."""
-    heads = {protocol.name: protocol.heads for protocol in protocols}
-    order = [protocol.name for protocol in protocols]
+    by_name = {protocol.name: protocol for protocol in protocols}
+    order = list(by_name)
     places = sorted(
         dict.fromkeys((number, score.protocol, score.head) for number, score in here),
         key=lambda place: (place[0], order.index(place[1]), place[2]),
@@ -163,10 +164,11 @@ def _table(
             columns.append(Column("published", title))
         for _, protocol, head in (place for place in places if place[0] == number):
             link = Link(protocol, f"#{protocol.lower()}")
-            columns.append(Column(link if len(heads[protocol]) == 1 else [link, f" {head}"], title))
+            several = len(by_name[protocol].heads) > 1
+            columns.append(Column([link, f" {head}"] if several else link, title, in_short(by_name[protocol], head)))
             if keys:
                 columns.append(Column(f"gap {protocol}", title))
-    marks = _marks(dict.fromkeys(line.row.source for line in lines if line.row))
+    marks = _marks(lines)
     rows = []
     for line in lines:
         cells = [_name(line, marks)]
@@ -187,8 +189,10 @@ def _name(line: Line, marks: dict[str, str]) -> Cell:
     return Cell(line.encoder, "" if line.row is None else f"{line.row.printed} ({marks[line.row.source]})")
 
 
-def _marks(sources) -> dict[str, str]:
-    return dict(zip(sources, "abcdefgh", strict=False))
+def _marks(lines: list[Line]) -> dict[str, str]:
+    """A letter for each source."""
+    sources = dict.fromkeys(line.row.source for line in lines if line.row)
+    return dict(zip(sources, ascii_lowercase, strict=False))
 
 
 def _gap(score: Score | None, known: float | None) -> Cell:
