@@ -63,7 +63,8 @@ def _curves(protocol: Protocol) -> list:
         for run in protocol.runs:
             points = history_of(run.record, head, metric)
             if len(points) > 1:
-                lines[_free(f"{run.record['encoder']['name']}, {short_name(run)}", lines)] = points
+                name, encoder = short_name(run), run.record["encoder"]["name"]
+                lines[_free(name if encoder in name else f"{encoder}, {name}", lines)] = points
         if lines:
             title = f"{head}: {metric} on {protocol.runs[0].record['data']['split']}"
             charts.append((title, line_chart(lines, "step", metric)))

@@ -10,6 +10,7 @@ from siglip2_dense.report.blocks import Bullets, Heading, Link, Paragraph
 from siglip2_dense.report.cards import card
 from siglip2_dense.report.features import feature_pictures
 from siglip2_dense.report.gallery import pictures, sweeps
+from siglip2_dense.report.paper import in_order
 from siglip2_dense.report.runs import by_protocol, find
 from siglip2_dense.report.tables import Found, other_tables, paper_tables
 
@@ -24,6 +25,7 @@ def content(paths: Sequence[str | Path], image: str | Path | None = None) -> tup
     runs, problems = find(paths)
     if not runs:
         raise UserError(f"there is no record to report: {' '.join(problems)}")
+    runs = in_order(runs)
     protocols = by_protocol(runs)
     of_paper, left = paper_tables(protocols)
     others = other_tables(left, protocols)

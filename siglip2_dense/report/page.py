@@ -28,7 +28,7 @@ SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details'
 def page(blocks: Sequence) -> str:
     title = next(block.text for block in blocks if isinstance(block, Heading))
     parts = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
-    links = "".join(f'<a href="#{escape(part.anchor)}">{escape(part.text)}</a>' for part in parts)
+    links = "".join(f'<a href="#{escape(part.anchor)}">{escape(part.text.partition(":")[0])}</a>' for part in parts)
     body = "\n".join(map(_block, blocks))
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from siglip2_dense.data.recipes import RECIPES
 from siglip2_dense.encoders.catalogue import catalogue
 from siglip2_dense.published import Row, rows_of
-from siglip2_dense.report.runs import Run, Score
+from siglip2_dense.report.runs import Run, Score, scores_of
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,22 @@ BOXES = PaperTable(
     ),
 )  # fmt: skip
 TABLES = (PROBES, NAMES, BOXES)
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """As they stand in the tables; those that belong into none of them come last."""
+
+    def place(run: Run) -> tuple[int, int]:
+        scores = scores_of(run, "")
+        places = (
+            (i, j)
+            for i, table in enumerate(TABLES)
+            for j, column in enumerate(table.columns)
+            if any(column.has(score) for score in scores)
+        )
+        return next(places, (len(TABLES), 0))
+
+    return sorted(runs, key=place)
 
 
 def whole(name: str, split: str) -> int | None:

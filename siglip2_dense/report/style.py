@@ -44,7 +44,9 @@ ul.problem { border-left: 3px solid var(--worse); list-style: none; padding-left
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--soft); font-weight: 600; white-space: nowrap; vertical-align: bottom; }
-thead th[colspan] { text-align: center; color: var(--ink); }
+thead th[colspan] { text-align: left; color: var(--ink); }
+thead th:not(:first-child) small { white-space: normal; max-width: 7.5rem; margin-left: auto; }
+tbody th { white-space: nowrap; }
 th:first-child { position: sticky; left: 0; background: var(--paper); text-align: left; font-weight: 500; }
 td.start, th.start { border-left: 1px solid var(--rule); }
 th small, td small { display: block; color: var(--soft); font-weight: 400; white-space: nowrap; }
@@ -80,6 +82,7 @@ svg.chart text { font-family: inherit !important; }
 .bars .bar { display: block; height: 100%; background: var(--bar); border-radius: 2px; }
 .bars .value { text-align: right; font-variant-numeric: tabular-nums; }
 @media (max-width: 40rem) {
+  tbody th { white-space: normal; }
   th:first-child { min-width: 8.5rem; max-width: 45vw; overflow-wrap: anywhere; }
   th:first-child small { white-space: normal; }
   .pictures img { max-width: none; width: 46rem; }

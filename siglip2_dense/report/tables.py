@@ -49,22 +49,23 @@ def paper_tables(protocols: Sequence[Protocol]) -> tuple[list[Found], list[Score
 
 
 def other_tables(scores: Sequence[Score], protocols: Sequence[Protocol]) -> list[Found]:
-    """A table for each data set, split and kind of head: the headline of each run."""
+    """A table for each data set and split, with the headline of each head."""
     metrics: dict[tuple, list[str]] = {}
     for score in scores:
         metrics.setdefault((id(score.run.record), score.head), []).append(score.metric)
-    groups: dict[tuple, list[Placed]] = {}
+    groups: dict[tuple[str, str], dict[str, list[Score]]] = {}
     for score in scores:
         if score.metric == headline(score.kind, metrics[id(score.run.record), score.head]):
-            data = score.run.record["data"]
-            groups.setdefault((data["name"], data["split"], score.kind, score.metric), []).append((0, score))
+            data, kind = score.run.record["data"], KINDS[score.kind]
+            title = ", ".join(filter(None, (f"{kind.thing}: {score.metric}", kind.unit)))
+            groups.setdefault((data["name"], data["split"]), {}).setdefault(title, []).append(score)
     found = []
-    for number, ((name, split, kind, metric), here) in enumerate(groups.items(), 1):
-        title = ", ".join(filter(None, (f"{name} {split}: {KINDS[kind].thing}", metric, KINDS[kind].unit)))
-        count = f"{len(here)} {'score' if len(here) == 1 else 'scores'}"
-        lines = _lines(here, lambda run: [], ())
-        table, places = _table([""], lines, here, protocols)
-        found.append(Found(title, f"data-{number}", count, [table, *differences([""], places, protocols)]))
+    for i, ((name, split), columns) in enumerate(groups.items(), 1):
+        titles = list(columns)
+        here = [(number, score) for number, own in enumerate(columns.values()) for score in own]
+        table, places = _table(titles, _lines(here, lambda run: [], ()), here, protocols)
+        blocks = [table, *differences(titles, places, protocols)]
+        found.append(Found(f"{name} {split}", f"data-{i}", f"{_count(here)} of {', '.join(titles)}", blocks))
     return found
 
 
@@ -87,10 +88,14 @@ def _paper_table(table: PaperTable, here: list[Placed], protocols: Sequence[Prot
     verdicts = Counter(cell.kind for row in shown.rows for cell in row if cell.kind in (BETTER, LEVEL, WORSE))
     against = sum(verdicts.values())
     said = ", ".join(f"{verdicts[kind]} {kind}" for kind in (BETTER, LEVEL, WORSE))
-    summary = f"{len(here)} {'score' if len(here) == 1 else 'scores'}; {against} beside a published value"
+    summary = f"{_count(here)}, {against} beside a published one"
     notes = Bullets([f"{mark}: {source}" for source, mark in _marks(lines).items()], "note")
     blocks = [shown, notes, *differences(titles, places, protocols)]
     return Found(table.title, table.anchor, f"{summary}: {said}" if against else summary, blocks)
+
+
+def _count(here: list[Placed]) -> str:
+    return f"{len(here)} {'score' if len(here) == 1 else 'scores'}"
 
 
 def _lines(here: list[Placed], rows_of: Callable[[Run], list[Row]], rows: Sequence[Row]) -> list[Line]:

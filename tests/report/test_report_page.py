@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +14,7 @@ from records_made import made
 from runs import train
 
 from siglip2_dense.cli import report as verb
+from siglip2_dense.cli import train as train_verb
 from siglip2_dense.errors import UserError
 from siglip2_dense.report import gallery, write
 
@@ -121,8 +123,10 @@ def test_the_page_says_what_the_markdown_says(tmp_path):
 
 def test_pictures_are_few_and_small(tmp_path):
     run = made(tmp_path / "a", SEGMENTATION, {"mIoU": 45.0})
-    for number in range(9):
-        picture(run / "pictures" / f"{number:05d}_x_segmentation.png", (1000, 3000))
+    first = run / "pictures" / "00000_x_segmentation.png"
+    picture(first, (1000, 3000))
+    for number in range(1, 9):
+        shutil.copy(first, first.with_name(f"{number:05d}_x_segmentation.png"))
     (run / "pictures" / "00000_y_segmentation.png").write_text("no picture")
     _, page, problems = page_of(tmp_path / "out", run)
     assert len(page.pictures) + len(problems) == gallery.OF_HEAD
@@ -130,7 +134,7 @@ def test_pictures_are_few_and_small(tmp_path):
         found = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
         assert found.format == "WEBP" and found.size == (gallery.WIDTH, round(gallery.WIDTH / 3))
     assert (tmp_path / "out" / "report.html").stat().st_size < 1_000_000  # of noise, which nothing makes small
-    assert (run / "pictures" / "00000_x_segmentation.png").stat().st_size > 8_000_000
+    assert first.stat().st_size > 8_000_000
 
 
 def test_curves_have_a_line_for_each_run_that_was_measured_on_the_way(tmp_path):
@@ -171,6 +175,26 @@ def test_a_sweep_and_its_pictures_are_reported(tiny, tmp_path, one_thread, capsy
     (work_dir / "sweep.json").write_text(spoilt)
     *_, problems = write([work_dir], tmp_path / "out")
     assert len(problems) == 1 and "sweep.json is no summary of a sweep" in problems[0]
+
+
+def test_features_of_an_image_are_those_of_the_runs_own_encoder(tiny, tmp_path, one_thread):
+    for name, weights in (("a", "random"), ("b", "random:1")):
+        options = ["--encoder", "test_vit", "--weights", weights, "--work-dir", str(tmp_path / name)]
+        train_verb.main([str(tiny()), *options, "--cfg-options", "train_cfg.max_iters=2", "pictures=0"])
+    photo = tmp_path / "photo.png"
+    picture(photo, (900, 1200))
+    (tmp_path / "c").mkdir()
+    shutil.copy(tmp_path / "b" / "results.json", tmp_path / "c")
+    runs = [str(tmp_path / name) for name in "abc"]
+    verb.main([*runs, "--out", str(tmp_path / "out"), "--features-of", str(photo)])
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert len(set(page.pictures)) == 2 and "features" in page.ids
+    (tmp_path / "b" / "head.safetensors").unlink()
+    _, _, problems = write(runs, tmp_path / "out", photo)
+    assert [p for p in problems if "no head file" in p and str(tmp_path / "b") in p] == problems != []
+    with pytest.raises(UserError, match=r"absent\.png"):
+        write(runs, tmp_path / "none", tmp_path / "absent.png")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_verb_says_what_is_left_out_and_refuses_nothing_at_all(tmp_path, capsys):
