@@ -8,6 +8,7 @@ from siglip2_dense.report.knobs import in_words, settings
 from siglip2_dense.report.runs import (
     KINDS,
     Protocol,
+    encoder_name,
     headline,
     history_of,
     own_settings,
@@ -48,7 +49,7 @@ def _scores(protocol: Protocol) -> Table:
     columns = [Column("run"), *(Column(metric, head if several else "") for head, metric in keys)]
     rows = []
     for run, scores in zip(protocol.runs, by_run, strict=True):
-        name = Cell(short_name(run), run.record["encoder"]["name"])
+        name = Cell(short_name(run), encoder_name(run))
         rows.append([name, *(score_cell(scores.get(key)) for key in keys)])
     return Table(columns, rows)
 
@@ -63,7 +64,7 @@ def _curves(protocol: Protocol) -> list:
         for run in protocol.runs:
             points = history_of(run.record, head, metric)
             if len(points) > 1:
-                name, encoder = short_name(run), run.record["encoder"]["name"]
+                name, encoder = short_name(run), encoder_name(run)
                 lines[_free(name if encoder in name else f"{encoder}, {name}", lines)] = points
         if lines:
             title = f"{head}: {metric} on {protocol.runs[0].record['data']['split']}"

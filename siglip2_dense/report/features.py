@@ -9,7 +9,7 @@ from pathlib import Path
 from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.report.blocks import Heading, Pictures
 from siglip2_dense.report.gallery import embedded
-from siglip2_dense.report.runs import Run
+from siglip2_dense.report.runs import Run, encoder_name
 
 SHORT = 448  # pixels of the image's short side
 TITLE = "three principal components of each map as red, green and blue, which mean nothing from one map to another"
@@ -28,7 +28,7 @@ def feature_pictures(runs: Sequence[Run], image: str | Path) -> tuple[list, list
         first.setdefault(str(run.record["encoder"].get("fingerprint")), run)
     blocks, problems = [], []
     for number, run in enumerate(first.values(), 1):
-        name = run.record["encoder"]["name"]
+        name = encoder_name(run)
         try:
             picture = embedded(io.BytesIO(_drawn(run, pixels)), TITLE)
         except (UserError, OSError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from siglip2_dense.errors import first_line
 from siglip2_dense.report.blocks import Charts, Code, Heading, Paragraph, Picture, Pictures
 from siglip2_dense.report.charts import line_chart
-from siglip2_dense.report.runs import Run, heads_of, short_name
+from siglip2_dense.report.runs import Run, encoder_name, heads_of, short_name
 
 OF_HEAD = 2  # pictures of a head and run
 WIDTH, HEIGHT, QUALITY = 1100, 1400, 78  # pixels at most; of WebP
@@ -44,7 +44,7 @@ def pictures(runs: Sequence[Run]) -> tuple[list, list[str]]:
                     problems.append(f"{file} is no picture ({first_line(error)}); it is left out.")
         if found:
             anchor = f"pictures-{len(blocks) // 2 + 1}"
-            title = f"{short_name(run)}: {run.record['encoder']['name']} on {run.record['data']['name']}"
+            title = f"{short_name(run)}: {encoder_name(run)} on {run.record['data']['name']}"
             blocks += [Heading(title, anchor, 3), Pictures(found)]
     return blocks, problems
 

@@ -28,7 +28,7 @@ def differences(titles: Sequence[str], places: Sequence[tuple[int, str, str]], p
     for names, of in groups.items():
         own = [known[name] for name in names]
         found = _table_of(own)
-        where = f"{', '.join(filter(None, of))}: " if any(of) else ""
+        where = f"{', '.join(of)}: " if len(of) < len(titles) else ""
         said = [str(row[0].words) for row in found.rows]
         more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
         said = f" have columns of their own; they differ in {', '.join(said[:NAMED])}{more}."
@@ -42,7 +42,7 @@ def in_short(protocol: Protocol, head: str) -> str:
     said = protocol.runs[0].record["protocol"]
     parts, steps = said["heads"][head], (said.get("optimisation") or {}).get("iterations")
     kind = parts["head"].get("type") if isinstance(parts.get("head"), Mapping) else None
-    return ", ".join(filter(None, (kind, f"{steps:,} steps" if isinstance(steps, int) else None)))
+    return ", ".join(filter(None, (kind, f"{steps:,}\N{NO-BREAK SPACE}steps" if isinstance(steps, int) else None)))
 
 
 def settings(tree: Mapping, where: str = "") -> Iterator[tuple[str, str]]:

@@ -156,6 +156,12 @@ def per_class_of(record: Mapping, head: str) -> dict[str, dict[str, float | None
     return {metric: {name: _number(x) for name, x in _dict(values).items()} for metric, values in found.items()}
 
 
+def encoder_name(run: Run) -> str:
+    """With random weights an encoder is not the one whose name it has."""
+    name = run.record["encoder"]["name"]
+    return f"{name}, random weights" if run.weights.startswith("random") else name
+
+
 def short_name(run: Run) -> str:
     """The work dir's name, and the record's where it is not the run's own."""
     folder = run.path.absolute().parent.name

@@ -40,6 +40,7 @@ ul { padding-left: 1.25rem; }
 p.summary { color: var(--soft); }
 ul.note { font-size: .875rem; color: var(--soft); }
 ul.problem { border-left: 3px solid var(--worse); list-style: none; padding-left: .9rem; }
+ul.problem li + li { margin-top: .4rem; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }

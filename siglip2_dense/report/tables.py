@@ -11,7 +11,7 @@ from siglip2_dense.published import PAPER, ROWS, Row
 from siglip2_dense.report.blocks import BETTER, LEVEL, NONE, PUBLISHED, WORSE, Bullets, Cell, Column, Link, Table
 from siglip2_dense.report.knobs import differences, in_short
 from siglip2_dense.report.paper import TABLES, PaperTable, published
-from siglip2_dense.report.runs import KINDS, Protocol, Run, Score, headline, scores_of, short_name
+from siglip2_dense.report.runs import KINDS, Protocol, Run, Score, encoder_name, headline, scores_of, short_name
 
 DIGITS = {"recall": 4, "silog": 2}  # of a part among degrees, and of a per cent among metres
 Place = tuple[int, str, str]  # a table's column, and in it one of ours: a protocol's name and a head's
@@ -57,15 +57,16 @@ def other_tables(scores: Sequence[Score], protocols: Sequence[Protocol]) -> list
     for score in scores:
         if score.metric == headline(score.kind, metrics[id(score.run.record), score.head]):
             data, kind = score.run.record["data"], KINDS[score.kind]
-            title = ", ".join(filter(None, (f"{kind.thing}: {score.metric}", kind.unit)))
+            title = " in ".join(filter(None, (f"{kind.thing}, {score.metric}", kind.unit)))
             groups.setdefault((data["name"], data["split"]), {}).setdefault(title, []).append(score)
     found = []
     for i, ((name, split), columns) in enumerate(groups.items(), 1):
         titles = list(columns)
+        things = ", ".join(dict.fromkeys(KINDS[own[0].kind].thing for own in columns.values()))
         here = [(number, score) for number, own in enumerate(columns.values()) for score in own]
         table, places = _table(titles, _lines(here, lambda run: [], ()), here, protocols)
         blocks = [table, *differences(titles, places, protocols)]
-        found.append(Found(f"{name} {split}", f"data-{i}", f"{_count(here)} of {', '.join(titles)}", blocks))
+        found.append(Found(f"{name} {split}", f"data-{i}", f"{_count(here)} of {things}", blocks))
     return found
 
 
@@ -114,7 +115,7 @@ def _lines(here: list[Placed], rows_of: Callable[[Run], list[Row]], rows: Sequen
 
 
 def _encoders(here: list[Placed]) -> list[tuple[str, dict[Place, Score]]]:
-    """The scores by encoder, with its name; further runs under one protocol are further rows with names of their own.
+    """The scores by encoder, with its name; further seeds, and further runs under one protocol, are further rows.
 
     Weights decide which encoder it is, whatever its name.
     """
@@ -125,19 +126,17 @@ def _encoders(here: list[Placed]) -> list[tuple[str, dict[Place, Score]]]:
     for scores in runs.values():
         run = next(iter(scores.values())).run
         encoder = run.record["encoder"]
-        key = (encoder["name"], "random" if run.weights.startswith("random") else "", encoder.get("fingerprint"))
+        key = (encoder_name(run), encoder.get("fingerprint"))
         stack = stacks.setdefault(key, [])
-        free = next((line for line in stack if not line.keys() & scores.keys()), None)
-        if free is None:
+        free = (line for line in stack if not line.keys() & scores.keys() and _seed(line) == _seed(scores))
+        if (line := next(free, None)) is None:
             stack.append(scores)
         else:
-            free.update(scores)
-    names = Counter(key[:2] for key in stacks)
+            line.update(scores)
+    names = Counter(name for name, _ in stacks)
     found = []
-    for (name, random, fingerprint), stack in stacks.items():
-        label = f"{name}, random weights" if random else name
-        if names[name, random] > 1:
-            label += f", weights {str(fingerprint)[:8]}"
+    for (name, fingerprint), stack in stacks.items():
+        label = f"{name}, weights {str(fingerprint)[:8]}" if names[name] > 1 else name
         found += zip(_numbered(label, stack), stack, strict=True)
     return found
 
@@ -146,11 +145,15 @@ def _numbered(label: str, stack: list[dict[Place, Score]]) -> list[str]:
     """A name for each of several rows of one encoder: its seed, else its work dir."""
     if len(stack) == 1:
         return [label]
-    runs = [next(iter(line.values())).run for line in stack]
-    seeds = [str(run.record["run"].get("seed")) for run in runs]
+    seeds = list(map(_seed, stack))
     if len(set(seeds)) == len(seeds):
         return [f"{label}, seed {seed}" for seed in seeds]
-    return [f"{label}, {short_name(run)}" for run in runs]
+    names = (short_name(next(iter(line.values())).run) for line in stack)
+    return [name if label in name else f"{label}, {name}" for name in names]
+
+
+def _seed(line: dict[Place, Score]) -> str:
+    return str(next(iter(line.values())).run.record["run"].get("seed"))
 
 
 def _table(

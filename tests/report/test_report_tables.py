@@ -179,9 +179,9 @@ def test_several_heads_of_a_record_are_columns_by_name(tmp_path):
     (row,) = table_under(text, "room val").values()
     assert row == {
         "encoder": "siglip2-so400m-14-384",
-        "depth: rmse P1 depth DPTHead, 2,000 steps": "0.5000",
-        "depth: rmse P1 depth_linear LinearHead, 2,000 steps": "0.6000",
-        "normals: rmse, degrees P1 normals DPTHead, 2,000 steps": "31.00",
+        "depth, rmse P1 depth DPTHead, 2,000 steps": "0.5000",
+        "depth, rmse P1 depth_linear LinearHead, 2,000 steps": "0.6000",
+        "normals, rmse in degrees P1 normals DPTHead, 2,000 steps": "31.00",
     }
 
 
