@@ -17,6 +17,7 @@ from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import write_text
 
 RECORD = "results.json"  # of a work dir
+FROZEN = "frozen, eval"  # the mode of an encoder of which nothing trains
 LIBRARIES = (
     "siglip2_dense", "torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "numpy", "opencv-python",
 )  # fmt: skip
@@ -64,7 +65,7 @@ def untrained_protocol(probe) -> dict:
     """The same of a model that has nothing to train and describes itself."""
     fixed = {key: value for key, value in FIXED.items() if key != "checkpoint"}
     heads = {name: {**probe.describe(), "scoring": task.scoring} for name, task in probe.tasks.items()}
-    return {**fixed, "encoder_mode": "frozen, eval", "heads": heads}
+    return {**fixed, "encoder_mode": FROZEN, "heads": heads}
 
 
 def scored_otherwise(content, described: dict) -> dict:
@@ -79,7 +80,7 @@ def _encoder_mode(model: dict) -> dict | str:
     towers = {name: model.get(name) or {} for name in ("encoder", "text")}
     trains = {name: tower.get("trainable", "none") for name, tower in towers.items()}
     if all(parts == "none" for parts in trains.values()):
-        return "frozen, eval"
+        return FROZEN
     text = {} if trains["text"] == "none" else {"text_trains": trains["text"]}
     if model.get("text_optim"):
         text["text_optim"] = model["text_optim"]

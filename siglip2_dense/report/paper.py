@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from siglip2_dense.data.recipes import RECIPES
 from siglip2_dense.encoders.catalogue import catalogue
 from siglip2_dense.published import Row, rows_of
+from siglip2_dense.records import FROZEN
 from siglip2_dense.report.runs import Run, Score, scores_of
 
 
@@ -21,16 +22,19 @@ class PaperColumn:
     split: str
     metric: str
     kind: str
+    frozen: bool = False  # whether the encoder must not have trained along
     task: dict = field(default_factory=dict)  # settings that the head's task has
 
     def has(self, score: Score) -> bool:
         record = score.run.record
-        data, task = record["data"], record["protocol"]["heads"][score.head].get("task") or {}
+        data, protocol = record["data"], record["protocol"]
+        task = protocol["heads"][score.head].get("task") or {}
         return (
             (score.kind, score.metric) == (self.kind, self.metric)
             and data["name"] in self.data
             and data["split"] == self.split
             and data.get("images") == (whole(data["name"], self.split) or data.get("images"))
+            and not (self.frozen and protocol.get("encoder_mode") != FROZEN)
             and all(task.get(key) == value for key, value in self.task.items())
         )
 
@@ -44,7 +48,7 @@ class PaperTable:
 
 
 def _segmentation(key: str, title: str, *data: str) -> PaperColumn:
-    return PaperColumn(key, title, data, "val", "mIoU", "Segmentation")
+    return PaperColumn(key, title, data, "val", "mIoU", "Segmentation", frozen=True)
 
 
 def _open_vocabulary(key: str, title: str, data: str) -> PaperColumn:
@@ -55,10 +59,10 @@ PROBES = PaperTable(
     "Table 2: probes on frozen encoders", "table-2", "DenseProbe", (
         _segmentation("pascal", "PASCAL", "pascal"),
         _segmentation("ade20k", "ADE20k", "ade20k"),
-        PaperColumn("nyuv2_depth", "NYUv2 depth", ("nyuv2", "nyuv2_labelled"), "test", "rmse", "Depth"),
-        PaperColumn("navi_depth", "NAVI depth", ("navi",), "test", "rmse", "Depth", {"unit": "relative"}),
-        PaperColumn("nyuv2_normals", "NYUv2 normals", ("nyuv2_labelled",), "test", "rmse", "Normals"),
-        PaperColumn("navi_normals", "NAVI normals", ("navi",), "test", "rmse", "Normals"),
+        PaperColumn("nyuv2_depth", "NYUv2 depth", ("nyuv2", "nyuv2_labelled"), "test", "rmse", "Depth", True),
+        PaperColumn("navi_depth", "NAVI depth", ("navi",), "test", "rmse", "Depth", True, {"unit": "relative"}),
+        PaperColumn("nyuv2_normals", "NYUv2 normals", ("nyuv2_labelled",), "test", "rmse", "Normals", True),
+        PaperColumn("navi_normals", "NAVI normals", ("navi",), "test", "rmse", "Normals", True),
     ),
 )  # fmt: skip
 NAMES = PaperTable(

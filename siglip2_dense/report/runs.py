@@ -106,7 +106,8 @@ def by_protocol(runs: Sequence[Run]) -> list[Protocol]:
 
 def knobs(a: Run, b: Run) -> dict[str, tuple]:
     """{knob: (of a, of b)} in which the data and protocols of two records differ; a missing one is none."""
-    return differing(*({"data": one["data"], **one["selection"], **one["protocol"]} for one in _columns(a, b)))
+    sides = (column(run.record) for run in (a, b))
+    return differing(*({"data": side["data"], **side["selection"], **side["protocol"]} for side in sides))
 
 
 def own_settings(protocol: Protocol) -> dict[str, tuple]:
@@ -234,10 +235,6 @@ def _weights(encoder: dict, record: dict) -> str:
     except ValueError:
         return ""
     return Path(words[words.index("--weights") + 1]).name if "--weights" in words[:-1] else ""
-
-
-def _columns(*runs: Run) -> list[dict]:
-    return [column(run.record) for run in runs]
 
 
 def _at(tree, place: str):

@@ -111,6 +111,15 @@ def test_other_splits_and_parts_of_a_set_are_not_the_papers(tmp_path):
         assert list(row.values())[1:] == [value]
 
 
+def test_an_encoder_that_trained_along_is_no_frozen_one(tmp_path):
+    frozen = made(tmp_path / "frozen", SEGMENTATION, {"mIoU": 45.0})
+    mode = {"trains": 4, "mode": "eval"}
+    tuned = made(tmp_path / "tuned", SEGMENTATION, {"mIoU": 52.0}, protocol__encoder_mode=mode)
+    text, _ = reported(tmp_path / "out", tuned, frozen)
+    assert "1 score, 1 beside a published one" in text and "52.00" not in str(table_under(text, "Table 2"))
+    assert "52.00" in str(table_under(text, "ade20k val"))
+
+
 def test_only_the_published_weights_stand_beside_the_paper(tmp_path):
     true = made(tmp_path / "true", SEGMENTATION, {"mIoU": 45.0})
     random = made(
