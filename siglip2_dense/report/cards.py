@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from siglip2_dense.report.blocks import Bars, Cell, Charts, Column, Fold, Heading, Paragraph, Table
 from siglip2_dense.report.charts import line_chart
 from siglip2_dense.report.knobs import in_words, settings
@@ -28,11 +30,11 @@ def card(protocol: Protocol) -> list:
     first = protocol.runs[0].record
     data = first["data"]
     things = ", ".join(dict.fromkeys(KINDS[kind].thing for kind in protocol.heads.values()))
-    count = f"{data['images']:,} images" if isinstance(data.get("images"), int) else "an unknown number of images"
+    images = f"{data['images']:,} images" if isinstance(data.get("images"), int) else "an unknown number of images"
     runs = f"{len(protocol.runs)} {'run' if len(protocol.runs) == 1 else 'runs'}"
     return [
         Heading(f"{protocol.name}: {data['name']} {data['split']}, {things}", protocol.name.lower(), 3),
-        Paragraph(f"{count}, {runs}.", "summary"),
+        Paragraph(f"{images}, {runs}.", "summary"),
         _scores(protocol),
         *_curves(protocol),
         *_classes(protocol),
@@ -112,7 +114,5 @@ def _value(key: str, value) -> str:
 
 
 def _free(label: str, taken) -> str:
-    number = 2
-    while label in taken:
-        label, number = f"{label} ({number})", number + 1
-    return label
+    names = (label if number == 1 else f"{label} ({number})" for number in count(1))
+    return next(name for name in names if name not in taken)
