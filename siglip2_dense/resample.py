@@ -29,7 +29,7 @@ def resize_directions(maps: Tensor, size: Size) -> Tensor:
     speak of and would have a huge gradient, stays as it is.
     """
     unit = _unit(maps.float())
-    if maps.shape[-2:] == tuple(size):
+    if _same(maps.shape[-2:], size):
         return unit
     return _unit(F.interpolate(unit, size=size, mode="bicubic", align_corners=False))
 
@@ -41,11 +41,13 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def resize_features(maps: Tensor, size: Size) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size): cells are averaged going down and bilinear going up."""
-    if maps.shape[-2:] == tuple(size):
+    """(B, C, h, w) -> (B, C, *size): cells are averaged going down and bilinear going up.
+
+    Where the sizes of an export are symbols it goes up, unless it goes down whatever they stand for.
+    """
+    if _same(maps.shape[-2:], size):
         return maps
-    shrinks = size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]
-    if shrinks:
+    if all(_always(new <= old) for new, old in zip(size, maps.shape[-2:], strict=True)):
         return F.interpolate(maps, size=size, mode="area")
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
@@ -66,12 +68,26 @@ def resize_positions(table: Tensor, old: Size, new: Size, prefix: int, antialias
     The entries of the ``prefix`` tokens stay as they are. With antialiasing it is the kernel of timm's dynamic image
     size; without, another one where the grid grows too (torch's two bicubic kernels differ), which CAT-Seg has.
     """
-    if tuple(old) == tuple(new):
+    if _same(old, new):
         return table
     grid = table[:, prefix:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new, mode="bicubic", antialias=antialias)
     grid = grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
     return torch.cat([table[:, :prefix], grid], dim=1)
+
+
+def _same(one: Size, other: Size) -> bool:
+    """Whether two sizes are equal; those of an export, whatever its symbols stand for."""
+    return all(_always(a == b) for a, b in zip(one, other, strict=True))
+
+
+def _always(answer: bool | torch.SymBool) -> bool:
+    """Whether it is true, without making it a condition of an export."""
+    if isinstance(answer, bool):
+        return answer
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(answer)
 
 
 def resize_pixels(pixels: Tensor, size: Size, antialias: bool = True) -> Tensor:

@@ -331,6 +331,8 @@ class FrozenEncoder(nn.Module):
 
     def _pixels(self, images, canvas) -> tuple[Tensor, tuple[Geometry, ...]]:
         """Normalised and padded pixels (B, 3, H', W'), and where each image lies in them."""
+        if torch.compiler.is_exporting():
+            return self._traced_pixels(images)
         sizes = [tuple(image.shape[-2:]) for image in images]
         largest = tuple(max(size[axis] for size in sizes) for axis in (0, 1))
         canvas = largest if canvas is None else tuple(canvas)
@@ -356,6 +358,18 @@ class FrozenEncoder(nn.Module):
             for place, image, (top, left, h, w) in zip(pixels, images, boxes, strict=True):
                 place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
         return pixels.to(memory_format=self._layout), geometry
+
+    def _traced_pixels(self, images: Tensor) -> tuple[Tensor, tuple[Geometry, ...]]:
+        """The same of a batch whose sizes may be symbols, which answer no questions: there is padding in any case, even
+        of no pixels, and one place stands for those of all images.
+        """
+        size = tuple(images.shape[-2:])
+        padded = tuple(-(-side // self.facts.multiple) * self.facts.multiple for side in size)
+        top, left = ((outer - inner) // 2 for outer, inner in zip(padded, size, strict=True))
+        around = (left, padded[1] - size[1] - left, top, padded[0] - size[0] - top)
+        pixels = nn.functional.pad((images.to(self.mean.dtype) - self.mean) / self.std, around)
+        place = Geometry(padded=padded, box=(top, left, *size), canvas=size, resized=size, original=size)
+        return pixels.to(memory_format=self._layout), (place,)
 
     def _run(self, pixels: Tensor, grid: Size, blocks: Sequence[int], final: bool):
         """The output of each block, without the final norm, and what the tower itself ends with, if asked for.
@@ -399,7 +413,7 @@ class FrozenEncoder(nn.Module):
         if packed is not None:
             return naflex.unpack(tokens, packed)
         # channels last in memory, which convolutions like, and no copy
-        return tokens.reshape(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+        return tokens.reshape(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
     def _pool(self, final: Tensor, packed: naflex.Packed | None) -> Tensor:
         """The encoder's own global vector (B, P) float32."""
@@ -416,16 +430,18 @@ class FrozenEncoder(nn.Module):
     def _positions_at(self, grid: Size) -> Iterator[None]:
         """Let the tower see its position table at this grid, resampled from the stored one, once per grid.
 
-        timm would resample at every pass. An export must trace that: there a size may be symbolic and is no key. A
-        table that trains must have its gradient through it, and is resampled at every pass.
+        timm would resample at every pass. An export must trace that: there a size may be symbolic and is no key; timm
+        then has nothing to do to a table that was resampled by the other kernel. A table that trains must have its
+        gradient through it, and is resampled at every pass.
         """
         tower = self.tower
         native, antialias = self.facts.native_grid, self.facts.position_kernel != "bicubic"
-        if native is None or grid == native or torch.compiler.is_exporting():
+        exporting = torch.compiler.is_exporting()
+        if native is None or (antialias if exporting else grid == native):
             yield
             return
         stored = tower.pos_embed
-        if stored.requires_grad:
+        if stored.requires_grad or exporting:
             table = resize_positions(stored, native, grid, table_prefix(tower), antialias)
         elif grid not in self._tables:
             table = resize_positions(stored.detach(), native, grid, table_prefix(tower), antialias)

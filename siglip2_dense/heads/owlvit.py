@@ -69,7 +69,7 @@ class OWLViTHead(nn.Module):
             tokens = tokens.float()
             shift, scale = self.shift(tokens)[..., 0], F.elu(self.scale(tokens)[..., 0]) + 1
             boxes = (self.box[2](hidden.float()) + self._places(features, grid)).sigmoid()
-        texts = [texts] * len(tokens) if isinstance(texts, Tensor) else texts
+        texts = [texts] * len(features) if isinstance(texts, Tensor) else texts
         valid = None if features.valid is None else features.valid.flatten(1)
         return RawDetections(boxes, embeddings, shift, scale, tuple(texts), valid)
 

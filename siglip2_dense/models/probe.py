@@ -286,12 +286,19 @@ class DenseProbe(BaseModel):
             raise UserError("DenseProbe predicts from images; from Features it gives raw maps, mode='tensor'.")
         if images and isinstance(images[0], Features):
             return self._predictions([self._stored_windows(features) for features in images])
+        return self._predictions(self.read(images, samples))
+
+    @torch.no_grad()
+    def read(
+        self, images: Sequence[Tensor], samples: Sequence[Sample] | None = None
+    ) -> list[dict[str, list[tuple[Tensor, Geometry, Size]]]]:
+        """What predictions of images are made of: per head the raw map, the geometry and the grid of each window."""
         found = [{name: [] for name in self.heads} for _ in images]
         for numbers, mirrored, features in self.window_features(images, samples):
             for number, maps in zip(numbers, self._read(features, mirrored), strict=True):
                 for name, window in maps.items():
                     found[number][name].append(window)
-        return self._predictions(found)
+        return found
 
     @torch.no_grad()
     def predict_stored(self, features: Features) -> dict[str, Tensor]:

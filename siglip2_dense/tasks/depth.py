@@ -33,7 +33,7 @@ def expected_depth(scores: Tensor, min_depth: float, max_depth: float, epsilon: 
     both = torch.stack([centres, torch.ones_like(centres)])
     weights = scores.float().relu()
     # both sums in one product: the weights with their epsilon would be another map of K channels
-    moment, mass = (both @ weights.flatten(2)).view(len(scores), 2, 1, *scores.shape[2:]).unbind(1)
+    moment, mass = (both @ weights.flatten(2)).view(scores.shape[0], 2, 1, *scores.shape[2:]).unbind(1)
     return (moment + epsilon * count * (min_depth + max_depth) / 2) / (mass + epsilon * count)
 
 

@@ -35,7 +35,7 @@ class UpBlock(nn.Module):
         """
         x = self.finer(x)
         own, other = self.conv1.weight.split([x.shape[1], guidance.shape[1]], dim=1)
-        x = F.conv2d(x, own, padding=1).unflatten(0, (len(guidance), -1))
+        x = F.conv2d(x, own, padding=1).unflatten(0, (guidance.shape[0], -1))
         x = (x + F.conv2d(guidance, other, padding=1)[:, None]).flatten(0, 1)
         x = F.relu(self.norm1(x), inplace=True)
         return F.relu(self.norm2(self.conv2(x)), inplace=True)

@@ -110,6 +110,8 @@ class CATSegHead(nn.Module):
                 f"each class has {text.shape[1]} prompts, the head was built for {self.prompts}; give its setting "
                 "prompts, or other templates."
             )
+        if torch.compiler.is_exporting():  # of a batch of any size
+            return self._scores(features, text)
         if self.most is not None and len(text) > self.most and not self.training:
             return self._scores_of_nearest(features, text)
         images = len(features) if self.training else max(VOLUMES_AT_ONCE // len(text), 1)
