@@ -40,7 +40,8 @@ ALLOWED["hub"] = set()
 ALLOWED["share"] = {"card", "head_file", "hub"}
 ALLOWED["report"] = set(ALLOWED)
 ALLOWED["predict"] = set(ALLOWED) - {"report"}
-ALLOWED["page"] = set(ALLOWED) - {"report"}
+for user in ("page", "export"):
+    ALLOWED[user] = set(ALLOWED) - {"report"}
 ALLOWED["benchmark"] = set(ALLOWED) - {"benchmark"}
 ALLOWED["cli"] = set(ALLOWED) - {"cli"}
 ALLOWED["__main__"] = {"cli"}

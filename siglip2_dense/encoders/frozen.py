@@ -364,7 +364,8 @@ class FrozenEncoder(nn.Module):
         of no pixels, and one place stands for those of all images.
         """
         size = tuple(images.shape[-2:])
-        padded = tuple(-(-side // self.facts.multiple) * self.facts.multiple for side in size)
+        multiple = self.facts.multiple  # ONNX rounds quotients to 0, so that none may be negative
+        padded = tuple((side + multiple - 1) // multiple * multiple for side in size)
         top, left = ((outer - inner) // 2 for outer, inner in zip(padded, size, strict=True))
         around = (left, padded[1] - size[1] - left, top, padded[0] - size[0] - top)
         pixels = nn.functional.pad((images.to(self.mean.dtype) - self.mean) / self.std, around)

@@ -36,8 +36,8 @@ def export(probe, out: str | Path, size: Size | None = None) -> Exported:
     facts = probe.facts
     if facts.sequence_length is not None:
         raise UserError(
-            f"{facts.name} cuts each image into patches by its own aspect, which a traced program cannot; export a head "
-            "on a fixed-resolution encoder."
+            f"{facts.name} cuts each image into patches by its own aspect, which a traced program cannot; export a "
+            "head on a fixed-resolution encoder."
         )
     own = probe.encoder.fixed_size if probe.encoded((1, 1)) == (1, 1) else None  # a model may bring images to one size
     reason = f"{facts.name} takes no other size" if own and size is None else ""
@@ -62,21 +62,18 @@ def _native(probe) -> Size:
 def _checked(probe, out: Path, size: Size, free: bool) -> Exported:
     step = probe.facts.multiple
     probe.read([torch.zeros(3, *size, dtype=torch.uint8)])  # a size that the model does not take is refused here
-    # sizes that are no multiple, of which the padding is odd, and that are like nothing else that is counted
-    odd = (5 * step + 1, 7 * step - 2)
-    cases = (
-        [(1, size), (3, (3 * step + 1, 5 * step - 1)), (2, (7 * step // 2, 4 * step))]
-        if free
-        else [(1, size), (3, size)]
-    )
+    cases = [(1, size), (3, size)]
+    if free:  # sizes that are no multiple of the patch, and grids of odd and even sides
+        cases = [(1, size), (3, (3 * step + 1, 5 * step - 1)), (2, (4 * step, 7 * step // 2 + 1))]
+    traced = (5 * step + 1, 7 * step - 2) if free else size
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         path = Path(folder) / out.name
-        write(trace(probe, odd if free else size, free), describe(probe, None if free else size), path)
+        write(trace(probe, traced, free), describe(probe, None if free else size), path)
         found = differences(probe, load(path), cases)
         for name, difference in found.items():
             if not difference <= LIMIT:
-                advice = "give --size HEIGHT WIDTH" if free else f"give a file of the other kind"
+                advice = "give --size HEIGHT WIDTH" if free else "give a file of the other kind"
                 raise UserError(
                     f"{out}: heads.{name} would differ from the model by {difference:.2g}, more than {LIMIT:g}, and is "
                     f"not written; {advice}."

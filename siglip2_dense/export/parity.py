@@ -34,7 +34,7 @@ def differences(probe, run: Run, cases: Sequence[tuple[int, Size]]) -> dict[str,
         images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
         given = run(images)
         for number, read in enumerate(probe.read(list(images))):
-            windows = {name: [(raw, place) for raw, place, _ in found] for name, found in read.items()}
+            windows = {name: [(raw, place) for raw, place, _ in cut] for name, cut in read.items()}
             for name, task in probe.tasks.items():
                 if task.target == "boxes":
                     parts = [given[f"{name}_{part}"][number] for part in ("boxes", "scores", "labels")]

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from siglip2_dense.contracts import Size
 from siglip2_dense.errors import UserError
@@ -41,13 +43,31 @@ def trace(probe, size: Size, free: bool) -> ExportedProgram:
 
     Raises whatever torch.export does where the size cannot be free.
     """
-    dims = dict(zip((0, 2, 3), (Dim(axis) for axis in AXES), strict=True)) if free else {0: Dim(AXES[0])}
+    dims = dict.fromkeys((0, 2, 3) if free else (0,), Dim.DYNAMIC)
     example = torch.zeros(2, 3, *size, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to programmers
-        return torch.export.export(
+        program = torch.export.export(
             Graph(probe), (example,), dynamic_shapes={INPUT: dims}, prefer_deferred_runtime_asserts_over_guards=True
         )
+        program = program.run_decompositions({})  # nothing but regions of autocast, which change nothing here
+    return _unbounded(program)
+
+
+def _unbounded(program: ExportedProgram) -> ExportedProgram:
+    """Without what was noted of the example on the way, such as that it is no multiple of the patch.
+
+    At run time it would be demanded of every image. Whether the program is right for others is seen by comparison.
+    """
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    for symbol in program.range_constraints:
+        program.range_constraints[symbol] = ValueRanges(1, int_oo)
+    return program
 
 
 def describe(probe, size: Size | None) -> dict:

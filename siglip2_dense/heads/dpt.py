@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -89,7 +88,8 @@ class Level(nn.Module):
             x = self._read(x, vector)
         x = self.project(x)
         if self.resample:
-            x = resize_features(x, tuple(math.ceil(side * self.scale) for side in grid))
+            # rounded up, in whole numbers from 0 on, since those of an export may be symbols
+            x = resize_features(x, tuple((int(2 * self.scale) * side + 1) // 2 for side in grid))
         x = self.resize(x)
         return self.reduce(x)
 
