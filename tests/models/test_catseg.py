@@ -80,7 +80,7 @@ def test_a_prediction_is_that_of_the_views_written_out(model):
     with torch.no_grad():
         seen = model.window_features([PIXELS], [Sample(original_size=(50, 60))])
         parts = [part for _, mirrored, features in seen for part in model._read(features, mirrored)]
-    found = blend_probabilities([part["segmentation"] for part in parts])
+    found = blend_probabilities([part["segmentation"][:2] for part in parts])
     assert len(views) == 5 and (found - expected).abs().max() < 1e-5
     clear = (expected.topk(2, dim=0).values.diff(dim=0).abs() > 1e-4)[0]
     assert torch.equal(predicted(model)[clear], expected.argmax(0)[clear]) and clear.float().mean() > 0.9
