@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -262,6 +263,7 @@ def test_a_hub_that_does_not_answer_is_a_sentence(server, monkeypatch, tmp_path)
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", address)  # where nobody listens any more
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client tries again, later and later
     with pytest.raises(UserError, match=r"SHA256SUMS could not be fetched: the hub cannot be reached \(\w+: "):
         share.pull("hub:me/sky", tmp_path / "mine")
     with pytest.raises(UserError, match=r"the heads could not be listed: the hub cannot be reached \(\w+: "):
