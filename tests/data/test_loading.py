@@ -97,7 +97,7 @@ def test_only_wanted_targets_travel(targets):
     assert kept == set(loading.TARGETS if targets is None else targets)
     assert all(torch.equal(getattr(sample, name), getattr(whole, name)) for name in kept)
     assert sample.box_names == ((("red box",),) if "boxes" in kept else ())
-    assert sample.queries == (("red box", "cup") if "boxes" in kept else ())
+    assert sample.queries == (("red box", "cup") if "boxes" in kept else None)
     assert torch.equal(sample.intrinsics, torch.eye(3)) and (sample.path, sample.index) == ("a", 3)
     assert whole.depth is not None and whole.image is not None  # the data set may keep it
 
