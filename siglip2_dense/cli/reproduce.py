@@ -66,12 +66,11 @@ def main(argv: list[str] | None = None) -> None:
     parts = [arguments.table, encoder, *([Path(arguments.weights).stem] if arguments.weights else [])]
     work_dir = Path(arguments.work_dir or f"work_dirs/{'_'.join(parts)}")
     asked = [_asked(column, encoder, work_dir, arguments, launch) for column in columns]
-    device = measured_cpu() if arguments.device == "cpu" else DEVICES[arguments.device]
-    steps = steps_of(asked, work_dir, device, launch.processes)
     if arguments.dry_run:
-        print(_text(steps, launch, device.name))
+        device = measured_cpu() if arguments.device == "cpu" else DEVICES[arguments.device]
+        print(_text(steps_of(asked, work_dir, device, launch.processes), launch, device.name))
     else:
-        run_steps(steps, launch)
+        run_steps(steps_of(asked, work_dir), launch)
 
 
 def _launch(arguments: argparse.Namespace):

@@ -51,10 +51,10 @@ class Asked:
         return (*verb, self.column.config, *([head] if head else []), *self.flags, *more, *last)
 
 
-def steps_of(asked: Sequence[Asked], work_dir: Path, device: Device, processes: int = 1) -> list[Step]:
+def steps_of(asked: Sequence[Asked], work_dir: Path, device: Device | None = None, processes: int = 1) -> list[Step]:
     """All steps of a row in their order; those that the records in its work dirs show as done are marked.
 
-    Raises UserError where a work dir holds a finished run of another kind: of other settings, data or weights.
+    device: to estimate times on so many of, if they are asked for. Raises UserError where a work dir holds a finished run of another kind: of other settings, data or weights.
     """
     found: list[Step] = []
     for one in asked:
@@ -68,10 +68,10 @@ def steps_of(asked: Sequence[Asked], work_dir: Path, device: Device, processes: 
     return [*found, Step((REPORT, *places, "--out", str(work_dir / REPORT)), REPORT, REPORT)]
 
 
-def _steps(asked: Asked, device: Device, processes: int) -> list[Step]:
+def _steps(asked: Asked, device: Device | None, processes: int) -> list[Step]:
     """Extraction where features are stored, training, and tests."""
     name, trained = asked.name, _trained(asked)
-    seconds, note = _estimate(asked.config, device, processes)
+    seconds, note = ({}, "") if device is None else _estimate(asked.config, device, processes)
     if trained is None and (asked.work_dir / STATE_FILE).is_file():
         note = "goes on from the last saved step"
     found, done = [], trained is not None

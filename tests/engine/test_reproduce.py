@@ -310,7 +310,8 @@ def mini(real, tmp_path):
     return data, columns
 
 
-def test_the_miniature_from_the_data_to_the_report(row, real, called, tmp_path, one_thread):
+def test_the_miniature_from_the_data_to_the_report(row, real, called, tmp_path, one_thread, monkeypatch):
+    monkeypatch.setenv("SIGLIP2_DENSE_DATA", str(tmp_path))  # --data puts another in its place
     data, columns = mini(real, tmp_path)
     row(*columns)
     weights = data / "weights" / "tf_efficientnet_lite0_in1k_fp16.safetensors"
