@@ -54,7 +54,8 @@ class Asked:
 def steps_of(asked: Sequence[Asked], work_dir: Path, device: Device | None = None, processes: int = 1) -> list[Step]:
     """All steps of a row in their order; those that the records in its work dirs show as done are marked.
 
-    device: to estimate times on so many of, if they are asked for. Raises UserError where a work dir holds a finished run of another kind: of other settings, data or weights.
+    device, processes: to estimate times on so many of it, where they are asked for.
+    Raises UserError where a work dir holds a finished run of another kind: of other settings, data or weights.
     """
     found: list[Step] = []
     for one in asked:
