@@ -16,7 +16,7 @@ PAGES = {
         "What trained heads score on real data.",
         ("pretraining", "kitchen", "coco", "unseen", "overfit"),
     ),
-    "protocols.md": (
+    "knobs.md": (
         "Why is my number different?",
         "Published recipes side by side, from `configs/protocols/`, whose files say where each value is from; and what "
         "knobs are worth in which they differ. `tools/compare.py A B --knobs` lists those of two records.",
