@@ -1,0 +1,121 @@
+"""The pages and the README: their Python runs, their commands parse, the configs that they name are there."""
+
+import argparse
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import train
+
+from siglip2_dense.cli.main import VERBS
+from siglip2_dense.data.generated import GeneratedScenes
+from siglip2_dense.encoders import weights
+from siglip2_dense.engine.configs import check_keys, find_config
+from siglip2_dense.registry import MODELS, build
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:^(<!-- not run: [^>\n]+ -->)\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SKIPPED = 3  # Python blocks that may be marked so: what needs a file that only the hub has
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, bool]]:
+    """Code of a language, and whether it is marked as not to be run."""
+    return [(code, bool(mark)) for mark, kind, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command of ours in the page's shell blocks; continued lines are one."""
+    found = []
+    for code, _ in blocks(page, "bash"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for start, word in enumerate(words):
+                if word in ("siglip2-dense", "siglip2_dense"):
+                    found.append(words[start + 1 :])
+                elif re.fullmatch(r"tools/\w+\.py", word):
+                    found.append([Path(word).stem.replace("_", "-"), *words[start + 1 :]])
+    return found
+
+
+class Parsed(Exception):
+    """Carries what a verb's parser made of its arguments, before anything is done with it."""
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
+def test_command(page, words, monkeypatch):
+    verb, *arguments = words
+    assert verb in VERBS, f"{page}: siglip2-dense has no {verb}"
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self, args=None, namespace=None):
+        raise Parsed(parse(self, args, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed) as parsed:
+        import_module(VERBS[verb][0]).main(arguments)
+    config = getattr(parsed.value.args[0], "config", None)
+    if config and config != "CONFIG":
+        monkeypatch.chdir(REPOSITORY)
+        find_config(config)
+
+
+def test_few_blocks_are_left_out():
+    assert sum(skipped for page in PAGES for _, skipped in blocks(page, "python")) <= SKIPPED
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with what the pages speak of: my_data, photo.jpg, and a head that was trained on it."""
+    place = tmp_path_factory.mktemp("pages")
+    for split in ("train", "val"):
+        for index, sample in enumerate(GeneratedScenes(split=split, length=4, size=(48, 64))):
+            for kind, pixels, suffix in (
+                ("images", sample.image.permute(1, 2, 0), "jpg"),
+                ("labels", sample.labels, "png"),
+            ):
+                file = place / "my_data" / kind / split / f"{index}.{suffix}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.numpy().astype("uint8")).save(file)
+    classes = GeneratedScenes(split="train", length=1).classes
+    (place / "my_data" / "classes.txt").write_text("\n".join(classes) + "\n")
+    Image.open(place / "my_data/images/val/0.jpg").save(place / "photo.jpg")
+    return place
+
+
+@pytest.fixture
+def head(workplace, tiny):
+    if not (workplace / "head.safetensors").exists():
+        train(tiny(), workplace / "work")
+        (workplace / "work" / "head.safetensors").rename(workplace / "head.safetensors")
+
+
+@pytest.mark.usefixtures("head", "one_thread")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(weights, "_from_hub", lambda entry, arguments: weights.create(entry, arguments))
+    names = {}
+    for code, skipped in blocks(page, "python"):
+        if skipped:
+            continue
+        shown = {}
+        exec(compile(code, page.name, "exec"), names | {"__name__": "page"}, shown)
+        names |= shown
+        if (model := shown.get("model")) and model["type"] != "EncoderDecoder":
+            build(MODELS, model)
+        if settings := {key: shown[key] for key in ("model", "train_dataloader", "sweep", "seeds") if key in shown}:
+            check_keys_of(settings)
+
+
+def check_keys_of(settings: dict) -> None:
+    """A part of a config, with what it has beside it."""
+    from mmengine.config import Config
+
+    check_keys(Config({"seed": 0, "model": dict(type="DenseProbe"), **settings}))
