@@ -28,3 +28,4 @@ lint: venv
 
 docs: venv
 	$(BIN)/python -m siglip2_dense.benchmark.pages docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
