@@ -67,7 +67,7 @@ def _of_array(image: np.ndarray, name: str) -> np.ndarray:
         )
     if image.ndim == 2 or shape[2] == 1:
         return np.repeat(image.reshape(*shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(image[:, :, :3])
+    return np.require(image[:, :, :3], requirements=["C", "W"])  # torch warns of what cannot be written to
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def test_arrays():
         assert np.array_equal(pixels_of(one), grey)
     turned = pixels_of(COLOURS[::-1, ::2])  # a view, with strides torch would not take
     assert turned.flags.c_contiguous and np.array_equal(turned, COLOURS[::-1, ::2])
+    assert pixels_of(np.asarray(Image.fromarray(COLOURS))).flags.writeable
     values = np.array([[0, 127, 128, 129, 65534, 65535]], np.uint16)
     assert pixels_of(values)[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255]
 

@@ -22,7 +22,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 predictor(np.zeros((300, 400, 3), np.uint8))
-image = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+image = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
 before = peak()
 result = predictor(image)
 print((peak() - before) / 2**10, result.segmentation.ids.shape)
@@ -31,11 +31,9 @@ SLIDE = dict(mode="slide", crop=512, stride=512)
 SHORT = [dict(type="ResizeShortSide", short=160)]
 
 
-@pytest.mark.parametrize(
-    ("inference", "transforms"), [(SLIDE, []), (dict(mode="whole"), []), (dict(SLIDE, flip=True), SHORT)]
-)
+@pytest.mark.parametrize(("inference", "transforms"), [(SLIDE, []), (dict(SLIDE, flip=True), SHORT)])
 def test_the_scores_of_all_classes_are_never_built(tmp_path, inference, transforms):
-    """150 classes of 1500 x 2000 pixels would take 1717 MiB."""
+    """150 classes of 1000 x 1500 pixels would take 858 MiB."""
     command = [sys.executable, "-c", PEAK, repr((inference, transforms)), str(tmp_path / "a.safetensors")]
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -43,4 +41,4 @@ def test_the_scores_of_all_classes_are_never_built(tmp_path, inference, transfor
     )
     assert done.returncode == 0, done.stderr
     increase, shape = done.stdout.split(maxsplit=1)
-    assert float(increase) < 400 and shape.strip() == "(1500, 2000)"
+    assert float(increase) < 150 and shape.strip() == "(1000, 1500)"
