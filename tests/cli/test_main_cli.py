@@ -175,9 +175,11 @@ def test_configs_by_name(said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = said("configs", "list", "--json")
     known = {one["name"]: one["about"] for one in json.loads(out)}
-    assert code == 0 and set(known) == {path.stem for path in config_folder().glob("*.py")}
+    bases = {path.stem for path in (config_folder() / "_base_").glob("*.py")}
+    files = {path.stem for path in config_folder().rglob("*.py")}
+    assert code == 0 and {name.rpartition("/")[2] for name in known} == files - bases
     assert known["probe_ade20k"].startswith("ADE20K semantic segmentation: a linear head") and all(known.values())
-    table = said("configs", "list", "nyuv2")[1].splitlines()
+    table = said("configs", "list", "probe_nyuv2")[1].splitlines()
     assert [line.split()[0] for line in table] == ["probe_nyuv2_depth", "probe_nyuv2_depth_dpt", "probe_nyuv2_normals"]
     assert said("configs", "list", "nothing")[0] == 1
 
