@@ -367,8 +367,14 @@ class FrozenEncoder(nn.Module):
         multiple = self.facts.multiple  # ONNX rounds quotients to 0, so that none may be negative
         padded = tuple((side + multiple - 1) // multiple * multiple for side in size)
         top, left = ((outer - inner) // 2 for outer, inner in zip(padded, size, strict=True))
-        around = (left, padded[1] - size[1] - left, top, padded[0] - size[0] - top)
-        pixels = nn.functional.pad((images.to(self.mean.dtype) - self.mean) / self.std, around)
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        for axis, before in ((-2, top), (-1, left)):  # ONNX's own padding takes symbols in another order
+            shape = list(pixels.shape)
+            spaces = []
+            for length in (before, padded[axis] - size[axis] - before):
+                shape[axis] = length
+                spaces.append(pixels.new_zeros(shape))
+            pixels = torch.cat([spaces[0], pixels, spaces[1]], dim=axis)
         place = Geometry(padded=padded, box=(top, left, *size), canvas=size, resized=size, original=size)
         return pixels.to(memory_format=self._layout), (place,)
 

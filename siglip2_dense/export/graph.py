@@ -24,13 +24,15 @@ from siglip2_dense.tasks.detection import MOST
 class Graph(nn.Module):
     """(B, 3, H, W) uint8 RGB -> {output: tensor}; see ``program.outputs_of`` for what they are.
 
-    The probe itself is no module of it: parameters that train have names there that a trace cannot have.
+    The probe itself is no module of it: parameters that train have names there that a trace cannot have. None of them
+    trains from here on.
     """
 
     def __init__(self, probe):
         super().__init__()
         self._probe = (probe,)
         self.tower, self.projection, self.heads = probe.encoder.tower, probe.encoder.projection, probe.heads
+        self.requires_grad_(False)
         self._queries = {name: _numbers(task) for name, task in probe.tasks.items() if task.target == "boxes"}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -125,7 +127,7 @@ def _detected(probe: OWLViT, images: Tensor, queries: dict[str, list[list[int]]]
         features = probe.features(images)
         size = given
     else:
-        size = (given * side / given.amax()).round().clamp(min=1)
+        size = (given * side / given.amax(0)).round().clamp(min=1)
         features = probe.encoder.features(_squared(images, side, size), probe.taps, None, probe.pooled, probe.aligned)
     (place,) = features.geometry
     found = {}

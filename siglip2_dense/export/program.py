@@ -50,7 +50,6 @@ def trace(probe, size: Size, free: bool) -> ExportedProgram:
         program = torch.export.export(
             Graph(probe), (example,), dynamic_shapes={INPUT: dims}, prefer_deferred_runtime_asserts_over_guards=True
         )
-        program = program.run_decompositions({})  # nothing but regions of autocast, which change nothing here
     return _unbounded(program)
 
 
@@ -59,12 +58,13 @@ def _unbounded(program: ExportedProgram) -> ExportedProgram:
 
     At run time it would be demanded of every image. Whether the program is right for others is seen by comparison.
     """
-    graph = program.graph
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_scalar.default:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    program.graph_module.recompile()
+    for module in program.graph_module.modules():  # and the regions in it
+        if isinstance(module, torch.fx.GraphModule):
+            for node in list(module.graph.nodes):
+                if node.target is torch.ops.aten._assert_scalar.default:
+                    module.graph.erase_node(node)
+            module.graph.eliminate_dead_code()
+            module.recompile()
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
     return program

@@ -56,7 +56,7 @@ def test_a_size_that_cannot_be_free_is_fixed_with_a_reason(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("naflexvit_base_patch16_siglip", "fixed-resolution encoder"), ("model.pth", r"ends in \.onnx, or in \.pt2")],
+    [("siglip2-base-16-naflex", "fixed-resolution encoder"), ("model.pth", r"ends in \.onnx, or in \.pt2")],
 )
 def test_what_cannot_be_exported(name, sentence, tmp_path):
     if name.endswith(".pth"):
