@@ -368,7 +368,7 @@ class FrozenEncoder(nn.Module):
         padded = tuple((side + multiple - 1) // multiple * multiple for side in size)
         top, left = ((outer - inner) // 2 for outer, inner in zip(padded, size, strict=True))
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        for axis, before in ((-2, top), (-1, left)):  # ONNX's own padding takes symbols in another order
+        for axis, before in ((-2, top), (-1, left)):  # paddings that are symbols come out wrong in ONNX
             shape = list(pixels.shape)
             spaces = []
             for length in (before, padded[axis] - size[axis] - before):

@@ -39,17 +39,28 @@ def export(probe, out: str | Path, size: Size | None = None) -> Exported:
             f"{facts.name} cuts each image into patches by its own aspect, which a traced program cannot; export a "
             "head on a fixed-resolution encoder."
         )
-    own = probe.encoder.fixed_size if probe.encoded((1, 1)) == (1, 1) else None  # a model may bring images to one size
-    reason = f"{facts.name} takes no other size" if own and size is None else ""
-    fixed = size or own
+    fixed, reason = (size, "") if size else _given_size(probe)
     if fixed is None:
         try:
             return _checked(probe, Path(out), _native(probe), True)
         except UserError:
             raise
         except Exception as error:  # torch.export and what writes ONNX answer in many ways to a size that decides
-            fixed, reason = _native(probe), f"its size cannot be free ({first_line(error)})"
+            fixed, reason = _native(probe), f"the size cannot be free ({first_line(error)}); --size gives another"
     return _checked(probe, Path(out), fixed, False)._replace(reason=reason)
+
+
+def _given_size(probe) -> tuple[Size | None, str]:
+    """The size that all images must have, and why; none where it is worth a try to leave it free."""
+    from timm.layers import AvgPool2dSame, Conv2dSame, MaxPool2dSame
+
+    if probe.encoded((1, 1)) != (1, 1):  # the model itself brings images to a size
+        return None, ""
+    if probe.encoder.fixed_size:
+        return probe.encoder.fixed_size, f"{probe.facts.name} takes no other size"
+    if any(isinstance(part, (AvgPool2dSame, Conv2dSame, MaxPool2dSame)) for part in probe.encoder.tower.modules()):
+        return _native(probe), f"{probe.facts.name} pads its maps by their sizes, layer by layer; --size gives another"
+    return None, ""
 
 
 def _native(probe) -> Size:

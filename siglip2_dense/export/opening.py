@@ -18,7 +18,7 @@ from siglip2_dense.predict.prompts import parse_prompts
 from siglip2_dense.registry import MODELS, TASKS, build, resolve
 
 PLAIN = dict(precision="fp32", compile=False, checkpointing=False)
-AVERAGED = ("flip", "classes")  # of an inference, what is left out: mirror images, and the choice among many classes
+LEFT_OUT = ("flip", "classes")  # of an inference: mirror images, and the choice among many classes
 
 
 def open_heads(paths: Sequence[str], weights: str | None = None):
@@ -46,6 +46,7 @@ def open_heads(paths: Sequence[str], weights: str | None = None):
 def open_vocabulary(config: Config, path: str | None, prompts: str):
     """A model of class names that is asked for ``prompts``, as ``parse_prompts`` reads them.
 
+    It sees images whole, but for CATSeg's windows of an image that was brought to one size.
     path: of its head file, or none where nothing of it was trained.
     """
     check_keys(config)
@@ -58,9 +59,10 @@ def open_vocabulary(config: Config, path: str | None, prompts: str):
     probe.set_vocabulary(names, queries)
     if probe.inference["mode"] == "slide" and "size" not in probe.inference:
         probe.inference = dict(mode="whole")
-    probe.inference = {key: value for key, value in probe.inference.items() if key not in AVERAGED}
+    probe.inference = {key: value for key, value in probe.inference.items() if key not in LEFT_OUT}
     for head in probe.heads.values():
-        head.most = None  # of the classes that CATSeg scores
+        if hasattr(head, "most"):
+            head.most = None
     return probe.cpu().eval()
 
 

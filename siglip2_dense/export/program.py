@@ -99,6 +99,7 @@ def describe(probe, size: Size | None) -> dict:
         "inputs": {INPUT: {"shape": [AXES[0], 3, height, width], "type": "uint8", "what": what}},
         "outputs": outputs,
         "heads": heads,
+        "inference": probe.inference,
         "encoder": {
             "name": encoder.facts.name, "fingerprint": encoder.facts.fingerprint, "trained": encoder.trainable,
         },
@@ -134,6 +135,7 @@ def load(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
