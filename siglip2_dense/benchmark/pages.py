@@ -19,7 +19,7 @@ PAGES = {
     "knobs.md": (
         "Why is my number different?",
         "Published recipes side by side, from `configs/protocols/`, whose files say where each value is from; and what "
-        "knobs are worth in which they differ. `tools/compare.py A B --knobs` lists those of two records.",
+        "knobs are worth in which they differ. `siglip2-dense compare A B --knobs` lists those of two records.",
         ("knobs",),
     ),
     "performance.md": (

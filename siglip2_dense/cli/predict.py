@@ -12,13 +12,13 @@ from siglip2_dense.cli.common import load_config
 from siglip2_dense.errors import UserError
 
 EXAMPLES = """examples:
-  python tools/predict.py photos/ --head segmentation.safetensors --head depth.safetensors --out predictions
-  python tools/predict.py drive.mp4 --head segmentation.safetensors --frames
-  python tools/predict.py photo.jpg --prompts "wicker chair, sofa|couch, floor"
-  python tools/predict.py *.jpg --prompts "bus, street" --background 0.3 --encoder clip-base-16-224 --out buses
-  python tools/predict.py photo.jpg --prompts names.json
-  python tools/predict.py photo.jpg --task detect --head head.safetensors --prompts "cat, remote control"
-  python tools/predict.py *.jpg --task detect --head head.safetensors --example shelf.jpg 120,80,210,190 --threshold 0.5
+  siglip2-dense predict photos/ --head segmentation.safetensors --head depth.safetensors --out predictions
+  siglip2-dense predict drive.mp4 --head segmentation.safetensors --frames
+  siglip2-dense predict photo.jpg --prompts "wicker chair, sofa|couch, floor"
+  siglip2-dense predict *.jpg --prompts "bus, street" --background 0.3 --encoder clip-base-16-224 --out buses
+  siglip2-dense predict photo.jpg --prompts names.json
+  siglip2-dense predict photo.jpg --task detect --head head.safetensors --prompts "cat, remote control"
+  siglip2-dense predict *.jpg --task detect --head head.safetensors --example shelf.jpg 120,80,210,190 --threshold 0.5
 """
 CONFIGS = {"segment": "zeroshot_ade20k", "detect": "owlvit_siglip2_base"}
 

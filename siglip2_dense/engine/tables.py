@@ -91,11 +91,11 @@ def row_of(name: str, encoder: str | None, encoders: dict[str, str], data: bool)
     table = TABLES[name]
     encoder = encoder or table.encoder
     if encoder is None:
-        raise UserError(f"{name} needs --encoder NAME; tools/encoders.py list shows which there are.")
+        raise UserError(f"{name} needs --encoder NAME; siglip2-dense encoders list shows which there are.")
     if not find(encoder).text and table.text:
         raise UserError(
             f"{name} is of encoders that were trained with texts, and {encoder} has no text tower; give one that "
-            "tools/encoders.py list --text shows."
+            "siglip2-dense encoders list --text shows."
         )
     if table.exclusive:
         return encoder, [_nearest(name, encoder, table.columns, encoders)]
@@ -111,7 +111,7 @@ def _nearest(name: str, encoder: str, columns: Sequence[Column], encoders: dict[
     known = ", ".join(encoders[column.config] for column in columns)
     raise UserError(
         f"{name} has no settings for {encoder}: its configs are for {known}, and others of their families and sizes; "
-        "give one of these, or train a config on yours by tools/train.py CONFIG --encoder."
+        "give one of these, or train a config on yours by siglip2-dense train CONFIG --encoder."
     )
 
 
