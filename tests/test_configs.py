@@ -191,7 +191,8 @@ def test_config_without_training(name, tmp_path, monkeypatch):
 def test_benchmarks_are_sets_that_can_be_built(name, tmp_path):
     """Their types, settings and splits; the data themselves are not here."""
     for benchmark, parts in load(f"zeroshot_{name}").benchmarks.to_dict().items():
-        with pytest.raises(UserError, match=f"is not there or not complete, looked in {tmp_path}.*siglip2-dense data prepare"):
+        said = f"is not there or not complete, looked in {tmp_path}.*siglip2-dense data prepare"
+        with pytest.raises(UserError, match=said):
             build(DATASETS, {**parts["dataset"], "root": str(tmp_path)})
         changed = load(f"zeroshot_{name}", options=[f"benchmarks.{benchmark}.dataset.root=/mine"])
         assert changed.benchmarks[benchmark].dataset.root == "/mine"
