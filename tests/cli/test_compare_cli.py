@@ -300,7 +300,9 @@ def test_a_record_without_its_own_rows_is_refused(pair, tmp_path):
     with pytest.raises(UserError, match=r"per_image.safetensors gives mIoU .* are of two tests; run siglip2-dense"):
         compare(pair)
     rows.place(pair[1]).unlink()
-    with pytest.raises(UserError, match=r"has no rows of its images, looked for .*per_image.safetensors; run tools"):
+    with pytest.raises(
+        UserError, match=r"has no rows of its images, looked for .*per_image.safetensors; run siglip2-dense"
+    ):
         compare(pair)
     with pytest.raises(UserError, match="is not there"):
         compare([pair[0], tmp_path / "nothing.json"])
