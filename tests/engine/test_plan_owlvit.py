@@ -63,8 +63,8 @@ def test_towers_cost_what_built_ones_do(name, checkpointing):
 
 
 def test_towers_that_stay_as_they_are_go_one_way():
-    settings = dict(name="clip-base-16-224", checkpointing=True, model_args=TOWERS["clip-base-16-224"])
-    for found in (image_tower(bare_encoder(settings), settings, (64, 64), 4), text_tower(settings, 4)):
+    image, text = (dict(name="clip-base-16-224", model_args=one) for one in (TOWERS["clip-base-16-224"], TEXTS))
+    for found in (image_tower(bare_encoder(image), image, (64, 64), 4), text_tower(text, 4)):
         assert found.trained == 0 and found.training == found.forward > 0
 
 
