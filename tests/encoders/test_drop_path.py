@@ -54,7 +54,9 @@ def test_texts_too_and_only_while_they_train():
     with torch.no_grad():
         first, second = texts.encode(names), texts.encode(names)
         moving = texts.train().embed(names, "single")[:, 0]
+        alike = texts(texts.tokenize(["a cat"] * 16))
     assert torch.equal(first, second) and not torch.allclose(moving, first, atol=1e-4)
+    assert len({one.abs().sum().item() for one in alike}) >= 3  # each text by itself
 
 
 def test_all_of_a_text_tower_trains():
