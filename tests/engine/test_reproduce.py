@@ -349,8 +349,9 @@ def test_the_miniature_from_the_data_to_the_report(row, real, called, tmp_path, 
     None in (find_spec("siglip2_dense.__main__"), find_spec("siglip2_dense.report")),
     reason="verbs that are not there yet",
 )
-def test_over_two_processes_and_with_its_report(row, tmp_path):
-    row()
+def test_over_two_processes_and_with_its_report(row, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    row(Column(str(tiny())))
     reproduce(tmp_path, "--launcher", "pytorch", "--processes", "2")
     record = json.loads((tmp_path / "row" / "tiny" / "results.json").read_text())
     optimisation = record["protocol"]["optimisation"]
