@@ -39,6 +39,10 @@ def line_chart(lines: Mapping[str, Points], x_label: str, y_label: str, x_scale:
         figure = Figure(figsize=(WIDTH, HEIGHT + legend), layout="constrained")
         axes = figure.subplots()
         draw(axes, lines, x_label, y_label, x_scale)
+        if x_scale == "log":  # its own labels are formulas, which are not parsed
+            ticks = sorted({point[0] for points in lines.values() for point in points})
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
         if len(lines) > 1:
             figure.legend(loc="outside lower left", frameon=False, borderpad=0, labelspacing=0.3)
         stream = io.StringIO()

@@ -24,7 +24,7 @@ def feature_pictures(runs: Sequence[Run], image: str | Path) -> tuple[list, list
 
     pixels = read_image(image)
     first: dict[str, Run] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not run.encoder):  # those first that know their encoder
         first.setdefault(str(run.record["encoder"].get("fingerprint")), run)
     blocks, problems = [], []
     for number, run in enumerate(first.values(), 1):

@@ -22,7 +22,11 @@ from siglip2_dense.report.blocks import (
 )
 from siglip2_dense.report.style import STYLE
 
-SCRIPT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>d.open=true))"
+# Paper cannot be clicked: what is folded goes along, but for the classes, which take pages.
+SCRIPT = (
+    "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach("
+    "d=>{if(!d.querySelector('.bars'))d.open=true}))"
+)
 
 
 def page(blocks: Sequence) -> str:

@@ -58,7 +58,8 @@ td.level, td.level small { color: var(--level); }
 details { margin: .5rem 0; border: 1px solid var(--rule); border-radius: 6px; padding: 0 .8rem; }
 details[open] { padding-bottom: .4rem; }
 summary { cursor: pointer; padding: .45rem 0; font-size: .9375rem; }
-details td { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
+details td, details thead th { text-align: left; }
+details td { overflow-wrap: anywhere; min-width: 8rem; }
 pre {
   overflow-x: auto; background: var(--panel); border-radius: 6px; padding: .8rem; font-size: .8125rem;
   line-height: 1.45;
@@ -88,6 +89,7 @@ svg.chart text { font-family: inherit !important; }
   th:first-child small { white-space: normal; }
   .pictures img { max-width: none; width: 46rem; }
 }
+@page { size: A4 landscape; margin: 12mm; }
 @media print {
   :root { color-scheme: light; }
   nav { display: none; }
@@ -96,8 +98,10 @@ svg.chart text { font-family: inherit !important; }
   h1, h2, h3 { break-after: avoid; }
   tr, figure { break-inside: avoid; }
   .wide { overflow: visible; }
-  table { font-size: 7.5pt; }
-  th, td { padding: .15rem .3rem; }
+  table { font-size: 6.5pt; }
+  th, td { padding: .1rem .25rem; }
+  thead th:not(:first-child) small { max-width: 4.5rem; }
+  .charts { grid-template-columns: repeat(3, 1fr); }
   th:first-child { position: static; }
   .bars .track, .bars .bar { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
