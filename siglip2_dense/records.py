@@ -17,7 +17,6 @@ from siglip2_dense.errors import UserError, first_line
 from siglip2_dense.files import write_text
 
 RECORD = "results.json"  # of a work dir
-FROZEN = "frozen, eval"  # the mode of an encoder of which nothing trains
 LIBRARIES = (
     "siglip2_dense", "torch", "timm", "onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "numpy", "opencv-python",
 )  # fmt: skip
@@ -29,6 +28,7 @@ FIXED = {
     "resolution": "metrics at the size the image was read at",
     "checkpoint": "last",
 }  # what this package always does, written down so that other records can differ from it
+FROZEN = "frozen, eval"  # the mode of an encoder of which nothing trains
 
 
 def protocol(config: dict, heads: dict, data: dict, world: int, synchronised_norm: bool) -> dict:

@@ -239,6 +239,8 @@ def _weights(encoder: dict, record: dict) -> str:
 
 def _at(tree, place: str):
     """The value at a place that ``differing`` named; none where there is none. Names may have points in them."""
+    if isinstance(tree, list):
+        tree = {str(number): item for number, item in enumerate(tree)}
     if not isinstance(tree, dict):
         return None
     for key, value in tree.items():
