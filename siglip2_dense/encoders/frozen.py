@@ -364,17 +364,12 @@ class FrozenEncoder(nn.Module):
         of no pixels, and one place stands for those of all images.
         """
         size = tuple(images.shape[-2:])
-        multiple = self.facts.multiple  # ONNX rounds quotients to 0, so that none may be negative
+        multiple = self.facts.multiple  # ONNX rounds quotients towards 0, so that none may be below
         padded = tuple((side + multiple - 1) // multiple * multiple for side in size)
-        top, left = ((outer - inner) // 2 for outer, inner in zip(padded, size, strict=True))
-        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        for axis, before in ((-2, top), (-1, left)):  # paddings that are symbols come out wrong in ONNX
-            shape = list(pixels.shape)
-            spaces = []
-            for length in (before, padded[axis] - size[axis] - before):
-                shape[axis] = length
-                spaces.append(pixels.new_zeros(shape))
-            pixels = torch.cat([spaces[0], pixels, spaces[1]], dim=axis)
+        # not (outer - inner) // 2, of which sympy makes outer / 2 + (-inner) // 2
+        top, left = ((outer + inner) // 2 - inner for outer, inner in zip(padded, size, strict=True))
+        around = (left, padded[1] - size[1] - left, top, padded[0] - size[0] - top)
+        pixels = nn.functional.pad((images.to(self.mean.dtype) - self.mean) / self.std, around)
         place = Geometry(padded=padded, box=(top, left, *size), canvas=size, resized=size, original=size)
         return pixels.to(memory_format=self._layout), (place,)
 

@@ -52,7 +52,8 @@ def export(probe, out: str | Path, size: Size | None = None) -> Exported:
 
 def _given_size(probe) -> tuple[Size | None, str]:
     """The size that all images must have, and why; none where it is worth a try to leave it free."""
-    from timm.layers import AvgPool2dSame, Conv2dSame, MaxPool2dSame
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 
     if probe.encoded((1, 1)) != (1, 1):  # the model itself brings images to a size
         return None, ""
