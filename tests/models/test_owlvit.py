@@ -280,6 +280,18 @@ def test_frozen_towers_and_remembered_texts(monkeypatch):
     assert trained([PIXELS], samples, mode="loss") == model([PIXELS], samples, mode="loss")
 
 
+def test_each_evaluation_asks_with_the_text_tower_as_it_is_by_then():
+    model = built(**TRAINS)
+    first = predicted(model)
+    with torch.no_grad():
+        for parameter in model.train().text.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    second = predicted(model.eval())
+    model.set_vocabulary(NAMES)  # computes them anew
+    assert torch.equal(second.scores, predicted(model).scores)
+    assert (first.scores - second.scores).abs().max() > 1e-2
+
+
 def test_nothing_asked_still_reaches_every_parameter():
     model = built(**TRAINS).train()
     model._weigh(model.tasks)
