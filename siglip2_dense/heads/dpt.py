@@ -88,8 +88,8 @@ class Level(nn.Module):
             x = self._read(x, vector)
         x = self.project(x)
         if self.resample:
-            # rounded up, in whole numbers from 0 on, since those of an export may be symbols
-            x = resize_features(x, tuple((int(2 * self.scale) * side + 1) // 2 for side in grid))
+            # a half is rounded up, in whole numbers, since those of an export may be symbols
+            x = resize_features(x, tuple(self.scale * side if self.scale >= 1 else (side + 1) // 2 for side in grid))
         x = self.resize(x)
         return self.reduce(x)
 
