@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.errors import UserError
 
 COCO = (
@@ -88,6 +87,8 @@ def row_of(name: str, encoder: str | None, encoders: dict[str, str], data: bool)
     encoders: that each config names, by the config's name. data: whether a folder of data is named.
     Raises UserError for an encoder that lacks what the table asks for, or that none of the table's configs is for.
     """
+    from siglip2_dense.encoders.catalogue import find  # brings torch, which a list of tables does not need
+
     table = TABLES[name]
     encoder = encoder or table.encoder
     if encoder is None:

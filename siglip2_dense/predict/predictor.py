@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class Predictor:
         return {name: head for view, _ in self._views for name, head in view.probe.heads.items()}
 
     @property
-    def tasks(self) -> dict[str, object]:
+    def tasks(self) -> dict[str, Any]:
         return {name: task for view, _ in self._views for name, task in view.probe.tasks.items()}
 
     @property

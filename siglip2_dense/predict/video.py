@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,8 @@ class _Writer:
     def __init__(self, path: Path, rate: float):
         # OpenCV sees the format from the name's end
         self.path, self.named, self.rate = path, path.with_name(f"{path.name}.mp4"), rate
-        self.written, self._size, self._writer = 0, None, None
+        self.written, self._size = 0, None
+        self._writer: Any = None  # OpenCV's
 
     def __enter__(self) -> _Writer:
         return self
