@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,8 @@ def test_interrupted_is_130(tiny, tmp_path):
     config = tiny("train_cfg = dict(max_iters=100000, val_interval=100000)")
     command = [sys.executable, "-m", "siglip2_dense", "train", str(config), "--work-dir", str(tmp_path / "run")]
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind it hears none
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while "loss" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
