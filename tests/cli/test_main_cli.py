@@ -107,11 +107,14 @@ def test_interrupted_is_130(tiny, tmp_path):
     with open(tmp_path / "log", "w") as log:
         heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind it hears none
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heard)
-    deadline = time.monotonic() + 120
-    while "loss" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    try:
+        deadline = time.monotonic() + 120
+        while "loss" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
     assert "interrupted" in (tmp_path / "log").read_text()
 
 
