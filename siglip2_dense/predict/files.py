@@ -51,11 +51,11 @@ def predict_files(
     """Predict images and videos, as ``inputs.sources`` finds them, into ``out``.
 
     Of an image ``Result.save`` says what is written, of a video ``video.predict_video``; boxes of all images are in
-    ``OUT/detections.json`` too. What an earlier call with the same heads and settings has finished is skipped. One that
-    cannot be read is named and left out. say: gets a line for each.
+    ``OUT/detections.json`` too. What an earlier call with the same heads and settings has finished is skipped, unless
+    it has changed since. One that cannot be read is named and left out. say: gets a line for each.
 
-    Raises UserError where files are there that something else has written, and for a disk that is full: what was
-    finished stays.
+    Raises UserError where files are there that something else has written, or that are of another image, and for a disk
+    that is full: what was finished stays.
     """
     wanted, out, outcome = wanted or Wanted(), Path(out), Outcome()
     made_by = predictor.made_by(wanted.threshold)
@@ -134,7 +134,7 @@ def _is_done(predictor: Predictor, source: Source, out: Path, made_by: dict, wan
     path = place.with_name(f"{place.name}.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        before, files = record["made_by"], record["files"]
+        before, files, of = record["made_by"], record["files"], Path(record.get("image", record.get("video")))
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -143,8 +143,15 @@ def _is_done(predictor: Predictor, source: Source, out: Path, made_by: dict, wan
         raise UserError(
             f"{path} was predicted by other heads or with other settings; give --overwrite, or another --out."
         )
+    if of.resolve() != source.path.resolve():
+        raise UserError(
+            f"{path} is what was predicted of {of}, not of {source.path}; give another --out, or --overwrite."
+        )
+    if not source.path.is_file() or source.path.stat().st_mtime > path.stat().st_mtime:  # changed since
+        return False
     has_floats = any(task.target in ("depth", "normals") for task in predictor.tasks.values())
-    lacks_floats = wanted.floats and has_floats and not source.is_video and not any(".npz" in name for name in files)
+    has_maps = not source.is_video or wanted.frames  # of a video they are of its frames
+    lacks_floats = wanted.floats and has_floats and has_maps and not any(name.endswith(".npz") for name in files)
     lacks_frames = wanted.frames and source.is_video and not record["frames_in"]
     return not lacks_floats and not lacks_frames and all((place.parent / name).exists() for name in files)
 

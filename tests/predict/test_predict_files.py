@@ -96,6 +96,29 @@ def test_floats_that_are_missing_are_made(predict, tmp_path):
     assert json.loads(predict("a.png", "--floats", "--json", names=("geometry",))[1])["skipped"] == ["a.png"]
 
 
+def test_another_image_of_the_same_name_is_not_taken_for_done(predict, tmp_path):
+    photograph(tmp_path / "a/x.png", seed=0)
+    photograph(tmp_path / "b/x.png", seed=1)
+    assert predict("a/x.png")[0] == 0
+    before = contents(tmp_path / "out")
+    code, _, err = predict("b/x.png")
+    assert code == 1 and "out/x.json is what was predicted of a/x.png, not of b/x.png" in err
+    assert contents(tmp_path / "out") == before
+    assert json.loads(predict(tmp_path / "a/x.png", "--json")[1])["skipped"] == [str(tmp_path / "a/x.png")]
+    write_video(tmp_path / "a/x.mp4", 2)
+    assert "not of a/x.mp4" in predict("a/x.mp4", "--frames")[2]
+
+
+def test_an_image_that_has_changed_is_predicted_again(predict, tmp_path):
+    photograph(tmp_path / "x.png", seed=0)
+    assert predict("x.png")[0] == 0
+    photograph(tmp_path / "x.png", size=(30, 60), seed=1)
+    later = (tmp_path / "out/x.json").stat().st_mtime + 1
+    os.utime(tmp_path / "x.png", (later, later))
+    assert predict("x.png")[0] == 0
+    assert json.loads((tmp_path / "out/x.json").read_text())["size"] == [30, 60]
+
+
 def test_files_of_others_are_not_written_over(predict, tmp_path):
     photograph(tmp_path / "a.png")
     assert predict("a.png")[0] == 0
@@ -207,6 +230,11 @@ def test_of_a_video_frames_are_made_where_they_are_asked_for_later(predict, tmp_
     assert sorted(contents(tmp_path / "out")) == ["v.json", "v_overlay.mp4"]
     assert predict("v.avi", "--frames")[0] == 0
     assert "v_frames/000002_labels.png" in contents(tmp_path / "out")
+    assert predict("v.avi", "--frames", "--overwrite", names=("geometry",))[0] == 0
+    assert predict("v.avi", "--frames", "--floats", names=("geometry",))[0] == 0
+    assert "v_frames/000002_depth.npz" in contents(tmp_path / "out")
+    told = json.loads(predict("v.avi", "--frames", "--floats", "--json", names=("geometry",))[1])
+    assert told["skipped"] == ["v.avi"]
 
 
 def test_odd_sides_are_made_even_and_sizes_may_not_change(tmp_path):
