@@ -55,13 +55,12 @@ def card(
 
     found = summary(content)
     tasks = [head["task"] for head in found["heads"].values()]
-    entry = catalogue().get(content.encoder.name)
     data = ModelCardData(
         library_name=TAG,
         tags=[TAG, "frozen-encoder", *dict.fromkeys(task.lower() for task in tasks)],
         license=licence,
         pipeline_tag=next((PIPELINES[task] for task in tasks if task in PIPELINES), None),
-        base_model=f"timm/{entry.timm}" if entry is not None and entry.timm and not entry.weights else None,
+        base_model=_base_model(content),
         siglip2_dense=found,
     )
     kinds = ", ".join(dict.fromkeys(task.lower() for task in tasks))
@@ -77,6 +76,13 @@ def card(
         _protocol(content, record),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _base_model(content: HeadFile) -> str | None:
+    """The hub's name of the encoder, where its weights are those of the hub's timm."""
+    entry = catalogue().get(content.encoder.name)
+    of_hub = content.encoder_config.get("weights", "hub") == "hub"
+    return f"timm/{entry.timm}" if of_hub and entry is not None and entry.timm and not entry.weights else None
 
 
 def _use(where: str) -> str:
@@ -95,8 +101,9 @@ def _scores(content: HeadFile, record: Mapping | None) -> str:
     lines = ["| metric | value | 95 % over images | oracle |", "|---|---|---|---|"]
     for name, value in content.metrics.items():
         low, high = intervals.get(name) or (None, None)
-        between = "-" if low is None else f"{_text(low)} to {_text(high)}"
-        lines.append(f"| {name} | {_text(value)} | {between} | {_text(ideal.get(name))} |")
+        digits = _digits(value)
+        between = "-" if low is None else f"{_text(low, digits)} to {_text(high, digits)}"
+        lines.append(f"| {name} | {_text(value, digits)} | {between} | {_text(ideal.get(name), digits)} |")
     if record is None:
         where = "The record of the run was not beside the head: which images these are of is not said."
     else:
@@ -150,6 +157,11 @@ def _number(value) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _text(value: float | None) -> str:
+def _digits(value: float | None) -> int:
+    """Of a metric, as its value needs them: its interval and its oracle have as many."""
+    return 2 if abs(_number(value) or 0.0) >= 10 else 4
+
+
+def _text(value: float | None, digits: int) -> str:
     value = _number(value)
-    return "-" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -60,6 +60,8 @@ def read(path: str | Path) -> HeadFile:
     """Read a head file. Raises UserError when it is truncated or not a head file."""
     from safetensors import safe_open
 
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder; give the head file in it, such as {Path(path) / 'head.safetensors'}.")
     tensors = load_tensors(path)
     metadata = {}
     if Path(path).suffix == ".safetensors":

@@ -65,8 +65,7 @@ def pull(target: str, folder: str | Path, force: bool = False) -> Path:
     and where the folder has another file of that name, unless ``force``. Then nothing there was changed.
     """
     place, folder = _place_of(target), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".pull") as temporary:
+    with TemporaryDirectory() as temporary:
         fetched = Path(temporary)
         _fetch(place, SUMS, fetched)
         sums = read_sums(fetched / SUMS, place)

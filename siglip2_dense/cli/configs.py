@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 from siglip2_dense.cli.common import add_json_argument, read_config, show
-from siglip2_dense.engine.configs import config_folder, find_config
+from siglip2_dense.engine.configs import config_folder, find_config, known_configs
 from siglip2_dense.errors import UserError
 
 EXAMPLES = """examples:
@@ -33,17 +33,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    names = [name for name in _names() if arguments.part in name]
+    names = [name for name in known_configs() if arguments.part in name]
     if not names:
         raise UserError(f"no config has {arguments.part!r} in its name; leave it out to see all.")
     found = [{"name": name, "about": _docstring(config_folder() / f"{name}.py").partition("\n")[0]} for name in names]
     width = max(len(one["name"]) for one in found)
     show(found, "\n".join(f"{one['name'].ljust(width)}  {one['about']}" for one in found), arguments.json)
-
-
-def _names() -> list[str]:
-    paths = [path.relative_to(config_folder()).with_suffix("") for path in config_folder().rglob("*.py")]
-    return sorted(path.as_posix() for path in paths if not path.parts[0].startswith("_"))
 
 
 def _show(arguments: argparse.Namespace) -> None:

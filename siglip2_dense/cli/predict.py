@@ -113,7 +113,8 @@ def _limits(arguments: argparse.Namespace) -> dict:
 
 
 def _open_vocabulary(arguments: argparse.Namespace):
-    from siglip2_dense.predict.heads import says_its_model
+    from siglip2_dense import head_file
+    from siglip2_dense.predict.heads import is_open, says_its_model
     from siglip2_dense.predict.predictor import Predictor
     from siglip2_dense.predict.prompts import EXAMPLE, parse_example
 
@@ -125,6 +126,9 @@ def _open_vocabulary(arguments: argparse.Namespace):
             "say what to look for, by names (--prompts) or by an example (--example); or give trained heads alone, "
             "--head FILE."
         )
+    given = arguments.prompts is not None or bool(arguments.example)
+    if own := [path for path in arguments.head if given and not is_open(head_file.read(path))]:
+        raise UserError(f"{own[0]} has classes of its own; leave out what it is asked for, or give another --head.")
     if len(arguments.head) > 1:
         raise UserError("of heads that are asked for names one is used; give one --head.")
     head = next(iter(arguments.head), None)

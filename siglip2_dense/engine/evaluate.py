@@ -231,7 +231,6 @@ def open_probe(config: Config, content, path: str | None):
             f"{model['type']} cannot be asked for other classes than its own; take a model of names, "
             "ZeroShot, CATSeg or OWLViT."
         )
-    # the texts of the config's own would be computed in vain
     asked = [parts["task"] for parts in model["heads"].values()] if "heads" in model else [model]
     for settings in asked:  # the texts of the config's own would be computed in vain
         settings.update(classes=["thing"], queries=None)

@@ -121,7 +121,9 @@ def show_extremes(
     take_head(config, probe, content, path)
     name = head or next(iter(content.heads if content else probe.tasks))  # as it was trained; a dumped config is sorted
     if name not in probe.tasks:
-        raise UserError(f"--head {name}: {nearest(name, probe.tasks, ', '.join(probe.tasks))}")
+        raise UserError(
+            f"no head is called {name!r}: {nearest(name, probe.tasks, 'there is ' + ', '.join(probe.tasks))}"
+        )
     task, probe = probe.tasks[name], probe.to(get_device())
     extremes = Extremes(name, task, data, count, best)
     with torch.no_grad():

@@ -88,6 +88,8 @@ def sources(paths: Sequence[str | Path], out: str | Path) -> list[Source]:
     What is hidden, and what lies in ``out``, is left out. Raises UserError where there is none, where two would be
     written over one another, and for a folder without images.
     """
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"{out} is a file, and predictions go into a folder; give another --out.")
     found = []
     for path in map(Path, paths):
         if not path.is_dir():

@@ -83,7 +83,9 @@ class Result:
         if name is None:
             return next(iter(self.heads.values()))
         if name not in self.heads:
-            raise UserError(f"no head is called {name!r}: {nearest(name, self.heads, ', '.join(self.heads))}")
+            raise UserError(
+                f"no head is called {name!r}: {nearest(name, self.heads, 'there is ' + ', '.join(self.heads))}"
+            )
         return self.heads[name]
 
     def save(

@@ -61,6 +61,7 @@ def test_the_list_for_people_and_what_is_wrong(tiny, tmp_path, capsys):
         ([str(tmp_path / "none")], "none is not there; give a head file"),
         ([str(work_dir), "--count", "0"], "--count 0: give 1 or more."),
         ([str(work_dir), "--head", "segmentatoin"], "did you mean 'segmentation'?"),
+        ([str(work_dir), "--head", "x"], "no head is called 'x': there is segmentation"),
     ):
         assert run(main, arguments) == 1 and sentence in capsys.readouterr().err
     (work_dir / "another.py").write_text("seed = 0")

@@ -109,6 +109,8 @@ def test_paths_that_stand_for_nothing_or_for_too_much(tmp_path):
     touched(tmp_path, "one/a.png", "two/a.jpg", "same/a.png", "same/a.jpg")
     with pytest.raises(UserError, match="holds no image and no video"):
         sources([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(UserError, match="is a file, and predictions go into a folder"):
+        sources([tmp_path / "one"], tmp_path / "one/a.png")
     with pytest.raises(UserError, match=r"none of the images is there: x.png, y.png"):
         sources(["x.png", "y.png"], tmp_path / "out")
     for paths in ([tmp_path / "one", tmp_path / "two"], [tmp_path / "same"], [tmp_path / "one/a.png"] * 2):

@@ -175,9 +175,10 @@ def test_empty_folders_and_what_is_said_wrongly(predict, heads, tmp_path):
     for arguments, names, sentence in (
         (["in"], ("seg",), "in: holds no image and no video"),
         (["none.png"], ("seg",), "none of the images is there"),
+        (["a.png", "--prompts", "cat"], ("seg", "geometry"), "seg.safetensors has classes of its own"),
+        (["a.png", "--head", str(heads)], (), "is a folder; give the head file in it"),
         (["a.png"], (), "say what to look for, by names (--prompts)"),
-        (["a.png", "--prompts", "cat"], ("seg", "geometry"), "give one --head"),
-        (["a.png", "--prompts", "cat", "--config", "zeroshot_ade20k"], ("seg",), "has nothing to train"),
+        (["a.png", "--prompts", "cat", "--config", "zeroshot_ade20k"], ("seg",), "seg.safetensors has classes of its"),
         (["a.png", "--weights", "random:7"], ("seg",), f"{seg} was trained on test_vit"),
         (["a.png", "--threshold", "2"], ("seg",), "threshold=2.0: give a probability"),
     ):
