@@ -24,7 +24,7 @@ def heads(tmp_path_factory):
         probe = build(MODELS, dict(type="DenseProbe", encoder=encoder, heads={head: HEAD}, **more))
         described = {head: head_file.describe(probe.heads[head], probe.tasks[head], HEAD)}
         if name == "names":
-            described[head]["task"] = {"type": "OpenVocabulary"}
+            described[head] |= {"task": {"type": "OpenVocabulary"}, "meaning": {"vocabulary": "open"}}
         content = head_file.HeadFile(probe.trained_state(), probe.facts, encoder, described, {}, {}, 0)
         head_file.save(folder / f"{name}.safetensors", content)
     return folder
@@ -35,12 +35,16 @@ def heads(tmp_path_factory):
     [
         (["--out", "model.pt2"], "say what to export"),
         (["depth", "--out", "model.bin"], "ends in .onnx, or in .pt2"),
-        (["depth", "--prompts", "cat", "--out", "model.pt2"], "--prompts is for models that take any names"),
+        (
+            ["depth", "--prompts", "cat", "--out", "model.pt2"],
+            "depth.safetensors has classes of its own; use it without",
+        ),
+        (["depth", "--encoder", "x", "--out", "model.pt2"], "--encoder is for models that take any names"),
         (["depth", "--size", "0", "32", "--out", "model.pt2"], "give a height and a width"),
-        (["depth", "again", "--out", "model.pt2"], "both have a head 'depth'; export them apart"),
-        (["depth", "elsewhere", "--out", "model.pt2"], "elsewhere.safetensors was trained on test_vit (weights"),
-        (["depth", "trained", "--out", "model.pt2"], "trained with its head; export it alone"),
-        (["names", "--out", "model.pt2"], "heads.d takes any names; say which with --prompts"),
+        (["depth", "elsewhere", "--out", "model.pt2"], "only heads of one encoder share its pass"),
+        (["depth", "trained", "--out", "model.pt2"], "changed its encoder in training"),
+        (["names", "--out", "model.pt2"], "is of open vocabulary: say what to look for"),
+        (["names", "--prompts", "cat", "--out", "model.pt2"], "says nothing of its model"),
         (["names", "--config", "catseg_demo", "--out", "model.pt2"], "--config: say what to look for"),
         (["depth", "again", "--config", "catseg_demo", "--prompts", "a", "--out", "model.pt2"], "has one head file"),
         (["--config", "probe_ade20k", "--prompts", "a", "--out", "model.pt2"], "cannot be asked for other classes"),
@@ -61,5 +65,5 @@ def test_mistakes_end_in_a_sentence(heads, arguments, sentence, tmp_path, monkey
 
 def test_the_encoder_may_have_other_weights_and_is_then_refused(heads, tmp_path, capsys):
     head = str(heads / "depth.safetensors")
-    assert run(verb.main, [head, "--encoder-weights", "random:1", "--out", str(tmp_path / "model.pt2")]) == 1
-    assert "does not fit test_vit" in capsys.readouterr().err
+    assert run(verb.main, [head, "--weights", "random:1", "--out", str(tmp_path / "model.pt2")]) == 1
+    assert "was trained on test_vit with weights" in capsys.readouterr().err

@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+from heads_made import DEPTH, ENCODER, write_head
 from torch import nn
 
+from siglip2_dense import head_file
 from siglip2_dense.contracts import Geometry, RawDetections
+from siglip2_dense.encoders import weights
+from siglip2_dense.encoders.weights import build_tower
 from siglip2_dense.errors import UserError
 from siglip2_dense.export import checked, parity, program
 from siglip2_dense.export.checked import export
+from siglip2_dense.export.opening import open_heads
 from siglip2_dense.registry import MODELS, TASKS, build
 
 TINY = dict(type="FrozenEncoder", name="test_vit", weights="random", model_args=dict(depth=1))
@@ -39,6 +44,21 @@ def test_a_program_that_says_something_else_is_refused_and_nothing_is_lost(tmp_p
     with pytest.raises(UserError, match="would differ"):
         export(model, tmp_path / "new" / "model.pt2", (32, 48))
     assert not any((tmp_path / "new").iterdir())
+
+
+def test_heads_are_opened_as_for_predictions(tmp_path, monkeypatch):
+    """Two of one name get numbers, and weights whose file was another machine's come from the hub."""
+    models = [write_head(tmp_path / f"{seed}.safetensors", {"depth": DEPTH}, seed=seed) for seed in (0, 1)]
+    for name in ("0", "1"):
+        content = head_file.read(tmp_path / f"{name}.safetensors")
+        content.encoder_config = {**ENCODER, "weights": "/elsewhere/vit.pth"}
+        head_file.save(tmp_path / f"{name}.safetensors", content)
+    monkeypatch.setattr(weights, "_from_hub", lambda entry, arguments: build_tower(entry, "random", arguments).tower)
+    found = open_heads([str(tmp_path / f"{seed}.safetensors") for seed in (0, 1)])
+    assert list(found.heads) == ["depth", "depth_2"]
+    for model, name in zip(models, found.heads, strict=True):
+        expected = model.heads["depth"].state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in found.heads[name].state_dict().items())
 
 
 def test_a_size_that_cannot_be_free_is_fixed_with_a_reason(tmp_path, monkeypatch):

@@ -51,8 +51,9 @@ def saved(model, path, probe=None):
     probe = probe or built(model)
     described = describe_heads(Config(dict(model=model)), probe)
     content = head_file.HeadFile(
-        probe.trained_state(), probe.facts, model["encoder"], described, {}, {}, 0, head_file.describe_text(probe)
-    )
+        probe.trained_state(), probe.facts, model["encoder"], described, {}, {}, 0,
+        text=head_file.describe_text(probe), model=head_file.describe_model(dict(model=model)),
+    )  # fmt: skip
     head_file.save(path, content)
     return probe
 
@@ -266,8 +267,8 @@ def test_boxes_of_owlvit(folder):
     model = dict(type="OWLViT", **OF_NAMES, heads=dict(detection=head), inference=dict(mode="square", size=72))
     asked = {**head, "task": {**head["task"], "classes": ["cat", "mug"], "queries": {"mug": ["mug", "cup"]}}}
     probe = saved({**model, "heads": dict(detection=asked)}, folder / "owl.safetensors")
-    config, out = config_file(folder, "owl", model), folder / "owl.onnx"
-    verb.main([str(folder / "owl.safetensors"), "--config", config, "--prompts", "cat, mug|cup", "--out", str(out)])
+    out = folder / "owl.onnx"
+    verb.main([str(folder / "owl.safetensors"), "--prompts", "cat, mug|cup", "--out", str(out)])
     session, run = session_of(out)
     assert [one.name.removeprefix("detection_") for one in session.get_outputs()] == ["boxes", "scores", "labels"]
     for count, size in [*SIZES, (1, (72, 72)), (1, (1, 200))]:
