@@ -68,6 +68,23 @@ def test_command(page, words, monkeypatch):
         find_config(config)
 
 
+def anchor(heading: str) -> str:
+    return re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, place = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if place:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            assert place in map(anchor, headings), f"{page.name}: {target}"
+
+
 def test_few_blocks_are_left_out():
     assert sum(skipped for page in PAGES for _, skipped in blocks(page, "python")) <= SKIPPED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -15,11 +16,14 @@ from siglip2_dense.errors import UserError, nearest
 
 NAME = "siglip2-dense"
 STDOUT = "-"  # where JSON goes without a file
+OF_PLACES = {  # errors of the system that say something of the user's paths and disk, and not of our code
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 
 def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
-    """Call a verb and give its exit code: 0, or 1 with the sentence of a UserError on stderr, or 130 when interrupted;
-    argparse itself ends with 2."""
+    """Call a verb and give its exit code: 0, or 1 with a sentence on stderr, of a UserError or of a path that the
+    system refuses, or 130 when interrupted; argparse itself ends with 2."""
     try:
         verb(argv)
     except UserError as error:
@@ -28,6 +32,14 @@ def run(verb: Callable[[list[str] | None], None], argv: list[str] | None = None)
         return 1
     except BrokenPipeError:  # whoever reads our output, head or less, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in OF_PLACES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror}; give another path, or see to its permissions and room.", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   siglip2-dense reproduce table2 --encoder siglip2-so400m-14-384 --data DIR --launcher pytorch --processes 8
   siglip2-dense reproduce table3 --encoder siglip2-large-16-384
 """
+DATA = "SIGLIP2_DENSE_DATA"  # the variable that says where data sets lie
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     from siglip2_dense.engine.steps import run_steps
 
     if arguments.data:
-        os.environ["SIGLIP2_DENSE_DATA"] = str(Path(arguments.data).resolve())
+        os.environ[DATA] = str(Path(arguments.data).resolve())
     columns = [column.config for column in TABLES[arguments.table].columns]
     encoders = {name: read_config(find_config(name)).model.encoder.name for name in columns}
     encoder, columns = row_of(arguments.table, arguments.encoder, encoders, bool(arguments.data))
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     asked = [_asked(column, encoder, work_dir, arguments, launch) for column in columns]
     if arguments.dry_run:
         device = measured_cpu() if arguments.device == "cpu" else DEVICES[arguments.device]
-        print(_text(steps_of(asked, work_dir, device, launch.processes), launch, device.name))
+        steps = _text(steps_of(asked, work_dir, device, launch.processes), launch, device.name)
+        print(f"export {DATA}={shlex.quote(os.environ[DATA])}\n{steps}" if arguments.data else steps)
     else:
         run_steps(steps_of(asked, work_dir), launch)
 

@@ -135,7 +135,7 @@ def _is_done(predictor: Predictor, source: Source, out: Path, made_by: dict, wan
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         before, files, of = record["made_by"], record["files"], Path(record.get("image", record.get("video")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} was not written by a prediction; give another --out, or --overwrite.") from error

@@ -91,7 +91,7 @@ def find(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def by_protocol(runs: Sequence[Run]) -> list[Protocol]:
-    """The records in groups that may stand in one column, by the rule that ``tools/compare.py`` has."""
+    """The records in groups that may stand in one column, by the rule that ``compare`` has."""
     groups: list[tuple[dict, list[Run]]] = []
     for run in runs:
         shared = column(run.record)

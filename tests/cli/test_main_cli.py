@@ -21,6 +21,7 @@ from siglip2_dense.cli import common
 from siglip2_dense.cli.main import VERBS, main
 from siglip2_dense.engine.configs import config_folder, find_config
 from siglip2_dense.errors import UserError
+from siglip2_dense.files import write_text
 
 CLI = Path(common.__file__).parent
 SHARED = {"__init__", "common", "main"}
@@ -55,6 +56,15 @@ def said(capsys):
 def test_every_verb_is_listed_and_every_listed_verb_is_there():
     files = {path.stem.replace("_", "-") for path in CLI.glob("*.py") if path.stem not in SHARED}
     assert set(VERBS) == files
+
+
+def test_a_path_that_the_system_refuses_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert common.run(lambda argv: write_text(tmp_path / "file" / "report.md", "x")) == 1
+    err = capsys.readouterr().err
+    assert err == f"error: {tmp_path}/file: File exists; give another path, or see to its permissions and room.\n"
+    with pytest.raises(FileNotFoundError):  # a fault of ours
+        common.run(lambda argv: (tmp_path / "none").read_text())
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -93,8 +93,9 @@ def test_a_dry_run_prints_steps_in_order_with_what_they_cost(tmp_path, monkeypat
     assert abs(3600 * hours + 60 * minutes + rest - seconds) <= 1
     assert "without evaluation, of an unknown number of images" in lines[14]  # NAVI's counts are not published
     monkeypatch.setitem(tables.TABLES, "table2", Table("some", (Column("probe_pascal"),)))
-    verb.main([*common_arguments, "--features", "features"])
-    lines = capsys.readouterr().out.splitlines()
+    verb.main([*common_arguments, "--features", "features", "--data", "my sets"])
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert shlex.split(first) == ["export", f"SIGLIP2_DENSE_DATA={tmp_path / 'my sets'}"]  # the lines work by hand
     assert [line[5:49].strip() for line in lines[2:6:2]] == ["extract features of probe_pascal", "train probe_pascal"]
     config.feature_store = dict(dir="features")
     stored = plan(config, DEVICES["h100"])["seconds"]["stored"]
