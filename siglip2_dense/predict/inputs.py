@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +85,8 @@ class Source:
 def sources(paths: Sequence[str | Path], out: str | Path) -> list[Source]:
     """The images and videos that paths of files and folders stand for; a folder's in all its folders, in order.
 
-    What is hidden, and what lies in ``out``, is left out. Raises UserError where there is none, where two would be
-    written over one another, and for a folder without images.
+    What is hidden, and what lies in ``out``, is left out. A photograph and a video of one name keep their suffixes.
+    Raises UserError where there is none, where two would be written over one another, and for a folder without images.
     """
     if Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"{out} is a file, and predictions go into a folder; give another --out.")
@@ -103,6 +103,8 @@ def sources(paths: Sequence[str | Path], out: str | Path) -> list[Source]:
         found += inside
     if not any(source.path.is_file() for source in found):
         raise UserError(f"none of the images is there: {', '.join(map(str, paths))}; check the paths.")
+    alike = Counter(source.place for source in found)
+    found = [one if alike[one.place] == 1 else replace(one, place=one.place.with_name(one.path.name)) for one in found]
     place, times = Counter(source.place for source in found).most_common(1)[0]
     if times > 1:
         raise UserError(

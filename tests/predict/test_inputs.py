@@ -104,17 +104,26 @@ def test_a_folder_stands_for_what_is_in_all_its_folders(tmp_path):
     assert [one.place for one in single] == [Path("a"), Path("none")]
 
 
+def test_a_photograph_and_its_video_keep_their_suffixes(tmp_path):
+    touched(tmp_path, "in/x/a.jpg", "in/x/a.mov", "in/x/b.jpg", "in/a.jpg")
+    found = sources([tmp_path / "in"], tmp_path / "out")
+    assert [str(one.place) for one in found] == ["a", "x/a.jpg", "x/a.mov", "x/b"]
+    touched(tmp_path, "in/x/a.jpg.png")  # whose name without its suffix is another's with it
+    with pytest.raises(UserError, match=r"2 of the images are called 'x/a\.jpg'"):
+        sources([tmp_path / "in"], tmp_path / "out")
+
+
 def test_paths_that_stand_for_nothing_or_for_too_much(tmp_path):
     (tmp_path / "empty").mkdir()
-    touched(tmp_path, "one/a.png", "two/a.jpg", "same/a.png", "same/a.jpg")
+    touched(tmp_path, "one/a.png", "two/a.png")
     with pytest.raises(UserError, match="holds no image and no video"):
         sources([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(UserError, match="is a file, and predictions go into a folder"):
         sources([tmp_path / "one"], tmp_path / "one/a.png")
     with pytest.raises(UserError, match=r"none of the images is there: x.png, y.png"):
         sources(["x.png", "y.png"], tmp_path / "out")
-    for paths in ([tmp_path / "one", tmp_path / "two"], [tmp_path / "same"], [tmp_path / "one/a.png"] * 2):
-        with pytest.raises(UserError, match="2 of the images are called 'a'"):
+    for paths in ([tmp_path / "one", tmp_path / "two"], [tmp_path / "one/a.png"] * 2):
+        with pytest.raises(UserError, match=r"2 of the images are called 'a\.png'"):
             sources(paths, tmp_path / "out")
     with pytest.raises(UserError, match="predictions would lie among the images"):
         sources([tmp_path / "one"], tmp_path / "one")

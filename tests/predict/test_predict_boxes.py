@@ -144,7 +144,7 @@ def test_two_images_of_one_name_and_a_model_without_boxes(predict, tmp_path):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "more" / "a.png")
     code, _, errors = predict(["a.png", "more/a.png"], "--prompts", "cat")
-    assert code == 1 and "2 of the images are called 'a'" in errors
+    assert code == 1 and "2 of the images are called 'a.png'" in errors
     code = run(verb.main, ["a.png", "--prompts", "cat", "--example", "a.png", "1,2,3,4"])
     assert code == 1
 

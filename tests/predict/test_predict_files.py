@@ -109,6 +109,14 @@ def test_another_image_of_the_same_name_is_not_taken_for_done(predict, tmp_path)
     assert "not of a/x.mp4" in predict("a/x.mp4", "--frames")[2]
 
 
+def test_images_of_one_name_and_two_kinds(predict, tmp_path):
+    photograph(tmp_path / "in/x.png", seed=0)
+    photograph(tmp_path / "in/x.bmp", seed=1)
+    assert predict("in")[0] == 0
+    assert {"x.png.json", "x.png_labels.png", "x.bmp.json", "x.bmp_labels.png"} <= set(contents(tmp_path / "out"))
+    assert json.loads(predict("in", "--json")[1])["skipped"] == ["in/x.bmp", "in/x.png"]
+
+
 def test_an_image_that_has_changed_is_predicted_again(predict, tmp_path):
     photograph(tmp_path / "x.png", seed=0)
     assert predict("x.png")[0] == 0
