@@ -72,7 +72,7 @@ def predict(model: Model, image: str | None, prompts: str, background: float) ->
         names = [name for name in prompts.replace("\n", ",").split(",") if name.strip()]  # never a file of this machine
         model.predictor.set_prompts(names, *([background] if background and not model.finds_boxes else []))
     try:
-        found = model.predictor(image, threshold=LEAST)
+        found = next(model.predictor.stream([image], LEAST))
     except UserError as error:
         raise UserError(str(error).replace(image, Path(image).name)) from error
     return replace(found, path=Path(image).name)  # where this machine keeps it is nobody's business
