@@ -4,6 +4,9 @@ Weights are random, shapes those of CLIP B/16 (against transformers) and of SigL
 resolutions of detection. Both sides of the comparison begin with the same pixels of 8 bits and the same ids, and run
 both towers. With --quick it is smaller images, fewer names, the first blocks of the towers, and SigLIP's smaller
 vocabulary.
+
+At 768 pixels both sides spend half of the time in matrix products and three tenths in attention, in the same kernels,
+so that the ratio is near 1 and moves by some hundredths from run to run.
 """
 
 from __future__ import annotations
