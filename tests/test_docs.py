@@ -150,7 +150,7 @@ def test_notebook(tmp_path, monkeypatch):
     notebook = nbformat.read(REPOSITORY / "docs" / "own_data.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(cells) == 10 and not any(cell.outputs for cell in cells)
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
     assert "error:" not in said, said
     assert float(re.search(r"mIoU ([\d.]+), 95 %", said)[1]) > 20
