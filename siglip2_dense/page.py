@@ -149,6 +149,8 @@ def build(models: Sequence[Model]):
         return [*drawn, *[gradio.update(visible=False)] * (most - len(drawn)), shown.words]
 
     def download(result, threshold):
+        if result is None:
+            return gradio.skip()
         return gradio.update(value=str(pack(surest(result, threshold), folder)), interactive=True)
 
     most = max(len(model.predictor.heads) for model in models)
@@ -194,8 +196,10 @@ def build(models: Sequence[Model]):
             fn=said(draw), inputs=[result, threshold, opacity], outputs=[*pictures, words], show_progress="hidden"
         )
         found = gradio.on([go.click, prompts.submit], said(find), [title, image, prompts, background], result)
-        found.success(**look).success(said(download), [result, threshold], files, show_progress="hidden")
-        gradio.on([threshold.input, opacity.input], **look, trigger_mode="always_last")
+        packed = dict(fn=said(download), inputs=[result, threshold], outputs=files, show_progress="hidden")
+        found.success(**look).success(**packed)
+        opacity.input(**look, trigger_mode="always_last")
+        threshold.input(**look, trigger_mode="always_last").success(**packed)  # the files have the boxes that are shown
     return page.queue(max_size=WAITING, default_concurrency_limit=1)  # one pass at a time; names belong to one visitor
 
 

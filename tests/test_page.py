@@ -1,8 +1,11 @@
 """The page: its functions on awkward uploads, and real clicks in a browser where one is installed."""
 
+import json
 import shutil
 import socket
 import zipfile
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from siglip2_dense import page
 from siglip2_dense.cli import page as verb
 from siglip2_dense.errors import UserError
 from siglip2_dense.predict.found import Boxes
+from siglip2_dense.predict.inputs import pixels_of
 from siglip2_dense.predict.predictor import Predictor
 from siglip2_dense.predict.result import Result
 
@@ -126,19 +130,60 @@ def browser():
         opened.close()
 
 
-def test_clicks(browser, trained, paint, upload, tmp_path):
-    pytest.importorskip("gradio")
+@contextmanager
+def served(models):
+    """The page of some models, at its address; until the block ends."""
+    pytest.importorskip("gradio", reason="no gradio: pip install 'siglip2_dense[page]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    running = page.serve(models, "127.0.0.1", port, block=False)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.close()
+
+
+class TwoBoxes:
+    """In the place of a predictor: finds the same two boxes in any image."""
+
+    heads = {"detection": None}
+    tasks = {"detection": SimpleNamespace(target="boxes")}
+
+    def stream(self, images, threshold):
+        corners = np.float32([[2, 2, 40, 30], [50, 10, 90, 60]])
+        boxes = Boxes(corners, np.float32([0.9, 0.5]), np.array([0, 1]), ("cat", "dog"), [(255, 0, 0), (0, 255, 0)])
+        return (Result(pixels_of(image), {"detection": boxes}, image) for image in images)
+
+
+def test_the_files_have_the_boxes_that_are_shown(browser, upload, tmp_path):
+    with served([page.Model("boxes", TwoBoxes())]) as address:
+        browser.goto(address)
+        browser.locator("input[type=file]").first.set_input_files(str(upload))
+        browser.get_by_text("Drop Image Here").wait_for(state="hidden")
+        browser.get_by_role("button", name="Predict").click()
+        browser.get_by_text("cat 0.90, dog 0.50").wait_for()
+        slider = browser.get_by_label("number input for Boxes, from a probability of")
+        slider.fill("0.8")
+        slider.press("Enter")
+        browser.get_by_text("dog 0.50").wait_for(state="hidden")
+        browser.wait_for_timeout(1000)  # the files come after the picture
+        with browser.expect_download() as coming:
+            browser.get_by_role("button", name="ZIP").click()
+        coming.value.save_as(tmp_path / "down.zip")
+    written = json.loads(zipfile.ZipFile(tmp_path / "down.zip").read("flag of mine.json"))
+    assert [box["name"] for box in written["boxes"]] == ["cat"]
+
+
+def test_clicks(browser, trained, paint, upload, tmp_path):
     asked, failed = [], []
     browser.on("request", lambda request: asked.append(request.url))
     browser.on("pageerror", lambda error: failed.append(str(error)))
     go, files = (browser.get_by_role("button", name=name) for name in ("Predict", "ZIP"))
     names, drawn = browser.get_by_label("Names, with commas"), browser.locator("img[src*='/image.png']")
-    served = page.serve([*trained, paint], "127.0.0.1", port, block=False)
-    try:
-        browser.goto(f"http://127.0.0.1:{port}")
+    with served([*trained, paint]) as address:
+        opened = browser.goto(address)
+        assert "default-src 'self'" in opened.headers["content-security-policy"]
         go.click()
         browser.get_by_text("Drop an image first.").wait_for()
         assert browser.get_by_label("number input for Opacity").is_visible() and not names.is_visible()
@@ -167,7 +212,5 @@ def test_clicks(browser, trained, paint, upload, tmp_path):
         browser.locator("input[type=file]").first.set_input_files(str(upload))
         go.click()
         browser.get_by_text("cannot be read as an image").wait_for()
-    finally:
-        served.close()
     assert not failed
-    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {f"127.0.0.1:{port}"}
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.partition("//")[2]}
