@@ -17,6 +17,7 @@ from siglip2_dense.encoders.catalogue import find
 from siglip2_dense.encoders.drop_path import drop_paths
 from siglip2_dense.encoders.facts import facts_of, final_norm, is_naflex, is_vit, table_prefix
 from siglip2_dense.encoders.passes import Pass, within
+from siglip2_dense.encoders.pixels import normalised_and_padded, traced
 from siglip2_dense.encoders.trainable import Trainable, Trained, choose, layers, normalised
 from siglip2_dense.encoders.weights import build_tower
 from siglip2_dense.errors import UserError
@@ -331,47 +332,12 @@ class FrozenEncoder(nn.Module):
 
     def _pixels(self, images, canvas) -> tuple[Tensor, tuple[Geometry, ...]]:
         """Normalised and padded pixels (B, 3, H', W'), and where each image lies in them."""
-        if torch.compiler.is_exporting():
-            return self._traced_pixels(images)
-        sizes = [tuple(image.shape[-2:]) for image in images]
-        largest = tuple(max(size[axis] for size in sizes) for axis in (0, 1))
-        canvas = largest if canvas is None else tuple(canvas)
-        if largest[0] > canvas[0] or largest[1] > canvas[1]:
-            raise UserError(
-                f"an image of {largest[0]}x{largest[1]} pixels does not fit on the canvas {canvas}; crop the images "
-                "in the transforms, or make it larger (model.canvas)."
-            )
-        padded = tuple(-(-side // self.facts.multiple) * self.facts.multiple for side in canvas)
-        boxes = [((padded[0] - h) // 2, (padded[1] - w) // 2, h, w) for h, w in sizes]
-        geometry = tuple(
-            Geometry(padded=padded, box=box, canvas=canvas, resized=size, original=size)
-            for box, size in zip(boxes, sizes, strict=True)
+        statistics = (self.facts.multiple, self.mean, self.std)
+        exporting = torch.compiler.is_exporting()
+        found, geometry = (
+            traced(images, *statistics) if exporting else normalised_and_padded(images, canvas, *statistics)
         )
-        if len(set(sizes)) == 1:
-            batch = images if isinstance(images, Tensor) else torch.stack(list(images))
-            pixels = batch.to(self.mean.dtype).sub(self.mean).div_(self.std)
-            if padded != sizes[0]:
-                top, left, h, w = boxes[0]
-                pixels = nn.functional.pad(pixels, (left, padded[1] - w - left, top, padded[0] - h - top))
-        else:
-            pixels = self.mean.new_zeros(len(sizes), 3, *padded)
-            for place, image, (top, left, h, w) in zip(pixels, images, boxes, strict=True):
-                place[:, top : top + h, left : left + w] = image.to(self.mean.dtype).sub(self.mean).div_(self.std)
-        return pixels.to(memory_format=self._layout), geometry
-
-    def _traced_pixels(self, images: Tensor) -> tuple[Tensor, tuple[Geometry, ...]]:
-        """The same of a batch whose sizes may be symbols, which answer no questions: there is padding in any case, even
-        of no pixels, and one place stands for those of all images.
-        """
-        size = tuple(images.shape[-2:])
-        multiple = self.facts.multiple  # ONNX rounds quotients towards 0, so that none may be below
-        padded = tuple((side + multiple - 1) // multiple * multiple for side in size)
-        # not (outer - inner) // 2, of which sympy makes outer / 2 + (-inner) // 2
-        top, left = ((outer + inner) // 2 - inner for outer, inner in zip(padded, size, strict=True))
-        around = (left, padded[1] - size[1] - left, top, padded[0] - size[0] - top)
-        pixels = nn.functional.pad((images.to(self.mean.dtype) - self.mean) / self.std, around)
-        place = Geometry(padded=padded, box=(top, left, *size), canvas=size, resized=size, original=size)
-        return pixels.to(memory_format=self._layout), (place,)
+        return found.to(memory_format=self._layout), geometry
 
     def _run(self, pixels: Tensor, grid: Size, blocks: Sequence[int], final: bool):
         """The output of each block, without the final norm, and what the tower itself ends with, if asked for.
