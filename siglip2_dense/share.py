@@ -100,7 +100,8 @@ def read_sums(path: Path, place: Path | Repository) -> dict[str, str]:
 
 def listing(target: str) -> list[dict]:
     """``summary`` of each head with its ``place``: in a folder and the folders in it, of a hub's owner ("hub:owner") or
-    in a collection ("hub:owner/slug"). Of a head without a card that says more, the place alone.
+    in a collection ("hub:owner/slug"). Of a head without a card that says more, the place alone; of one that cannot be
+    read, what is wrong, as ``damaged``.
     """
     if target.startswith(HUB):
         found = hub.models(target.removeprefix(HUB), TAG)
@@ -109,7 +110,15 @@ def listing(target: str) -> list[dict]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one with shared heads, or {HUB}OWNER.")
     found = [inner for inner in (folder, *sorted(folder.iterdir())) if (inner / SUMS).is_file()]
-    return [{"place": str(inner), **summary(head_file.read(inner / HEAD))} for inner in found]
+    return [{"place": str(inner), **_summary_of(inner)} for inner in found]
+
+
+def _summary_of(folder: Path) -> dict:
+    """What a shared head is, or what is wrong with it: one that is damaged hides no other."""
+    try:
+        return summary(head_file.read(folder / HEAD))
+    except UserError as error:
+        return {"damaged": str(error)}
 
 
 def read(target: str) -> head_file.HeadFile:

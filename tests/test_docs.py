@@ -15,6 +15,7 @@ from PIL import Image
 from siglip2_dense.cli.main import VERBS
 from siglip2_dense.data.generated import GeneratedScenes
 from siglip2_dense.encoders import weights
+from siglip2_dense.encoders.catalogue import catalogue
 from siglip2_dense.engine.configs import check_keys, find_config
 from siglip2_dense.registry import MODELS, build
 
@@ -83,6 +84,10 @@ def test_links_lead_somewhere(page):
         if place:
             headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             assert place in map(anchor, headings), f"{page.name}: {target}"
+
+
+def test_the_readme_counts_the_catalogue():
+    assert f"| **Encoders** | {len(catalogue())} in a catalogue" in (REPOSITORY / "README.md").read_text()
 
 
 def test_few_blocks_are_left_out():

@@ -62,7 +62,8 @@ def _list(arguments: argparse.Namespace) -> None:
 
     found, lines = listing(arguments.target), []
     for one in found:
-        lines.append(f"{one['place']}  {one.get('encoder', 'it has no card that says more')}")
+        about = one.get("encoder") or one.get("damaged") or "it has no card that says more"
+        lines.append(f"{one['place']}  {about}")
         lines += [f"  {name}: {_headline(head)}" for name, head in one.get("heads", {}).items()]
     show(found, "\n".join(lines) or f"{arguments.target}: no shared heads", arguments.json)
 

@@ -26,6 +26,16 @@ def test_pull_says_where_the_head_is(shelf, capsys):
     assert "shelf/none has no SHA256SUMS; a shared head is what `heads push` makes" in capsys.readouterr().err
 
 
+def test_a_damaged_head_hides_no_other(shelf, capsys):
+    assert run(main, ["push", "run", "shelf/cut"]) == 0
+    file = shelf / "cut" / "head.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    capsys.readouterr()
+    assert run(main, ["list", "shelf"]) == 0
+    cut, sky, _ = capsys.readouterr().out.splitlines()
+    assert cut.startswith("shelf/cut  shelf/cut/head.safetensors") and sky == "shelf/sky  siglip2-base-16-256"
+
+
 def test_list_and_show_for_people_and_machines(shelf, capsys):
     assert run(main, ["list", "shelf"]) == 0
     assert capsys.readouterr().out.splitlines() == [
