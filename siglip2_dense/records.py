@@ -98,6 +98,7 @@ def of_protocol(heads: dict) -> dict:
 
 
 def describe_data(dataset) -> dict:
+    """Which images a data set has, what it has left out of them, and how a mixture makes its samples."""
     return {
         "name": dataset.name,
         "split": dataset.split,

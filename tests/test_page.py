@@ -16,9 +16,9 @@ from runs import train
 
 from siglip2_dense import page
 from siglip2_dense.cli import page as verb
+from siglip2_dense.data.images import pixels_of
 from siglip2_dense.errors import UserError
 from siglip2_dense.predict.found import Boxes
-from siglip2_dense.predict.inputs import pixels_of
 from siglip2_dense.predict.predictor import Predictor
 from siglip2_dense.predict.result import Result
 

@@ -239,14 +239,14 @@ def _image(path: str | None, short: int, fixed):
     """
     import torch
 
-    from siglip2_dense.data.reading import read_image
+    from siglip2_dense.data.images import pixels_of
     from siglip2_dense.data.scenes import render
     from siglip2_dense.data.transforms import fitted
     from siglip2_dense.resample import resize_image
 
     if path is None:
         return render(0, fixed or (short, short * 4 // 3)).image
-    pixels = read_image(path)
+    pixels = pixels_of(path)
     size = fixed or fitted(pixels.shape[:2], short, None)
     return torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1)
 

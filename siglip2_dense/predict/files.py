@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from siglip2_dense.data.images import pixels_of
 from siglip2_dense.engine.progress import Progress
 from siglip2_dense.errors import UserError
 from siglip2_dense.predict import video
 from siglip2_dense.predict.coco import FILE, write_coco
-from siglip2_dense.predict.inputs import Source, pixels_of
+from siglip2_dense.predict.inputs import Source
 from siglip2_dense.predict.predictor import THRESHOLD, Predictor
 from siglip2_dense.predict.result import keys
 

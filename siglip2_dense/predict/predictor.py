@@ -14,12 +14,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from siglip2_dense.contracts import Sample
+from siglip2_dense.data.images import ImageLike, pixels_of
 from siglip2_dense.data.transforms import resized
 from siglip2_dense.errors import UserError
 from siglip2_dense.files import digest
 from siglip2_dense.predict.found import Boxes, ClassMap, DepthMap, Found, NormalMap
 from siglip2_dense.predict.heads import View, open_heads, open_names
-from siglip2_dense.predict.inputs import ImageLike, pixels_of
 from siglip2_dense.predict.prompts import Example, ask, colours_of, parse_prompts, show
 from siglip2_dense.predict.result import Result
 from siglip2_dense.tasks.queries import ZeroShotSegmentation

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from siglip2_dense.data.images import ImageLike, pixels_of
 from siglip2_dense.errors import UserError
 from siglip2_dense.label_sets import Colour, classes_of
-from siglip2_dense.predict.inputs import ImageLike, pixels_of
 from siglip2_dense.tasks.queries import BACKGROUND
 from siglip2_dense.viz.colours import palette
 

@@ -125,6 +125,7 @@ class _Writer:
         return self
 
     def write(self, picture: np.ndarray) -> None:
+        """picture: (H, W, 3) uint8 RGB. Raises UserError where OpenCV cannot write, or the size is not the first's."""
         import cv2
 
         height, width = picture.shape[:2]

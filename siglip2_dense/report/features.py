@@ -20,9 +20,9 @@ def feature_pictures(runs: Sequence[Run], image: str | Path) -> tuple[list, list
 
     image: a file. Raises UserError when it cannot be read.
     """
-    from siglip2_dense.data.reading import read_image
+    from siglip2_dense.data.images import pixels_of
 
-    pixels = read_image(image)
+    pixels = pixels_of(image)
     first: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: not run.encoder):  # those first that know their encoder
         first.setdefault(str(run.record["encoder"].get("fingerprint")), run)

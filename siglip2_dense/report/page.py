@@ -30,6 +30,7 @@ SCRIPT = (
 
 
 def page(blocks: Sequence) -> str:
+    """HTML of a report, whole in itself; the first heading among the blocks is its title."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     parts = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
     links = "".join(f'<a href="#{escape(part.anchor)}">{escape(part.text.partition(":")[0])}</a>' for part in parts)

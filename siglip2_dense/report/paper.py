@@ -26,6 +26,7 @@ class PaperColumn:
     task: dict = field(default_factory=dict)  # settings that the head's task has
 
     def has(self, score: Score) -> bool:
+        """Whether a score is of what this column of the paper measures, on the same images."""
         record = score.run.record
         data, protocol = record["data"], record["protocol"]
         task = protocol["heads"][score.head].get("task") or {}

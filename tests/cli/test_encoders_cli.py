@@ -119,8 +119,10 @@ def test_of_a_timm_model_what_timm_knows_is_shown(said):
     assert facts["image weights"] == "timm's tag dino, huggingface.co/timm/vit_base_patch8_224.dino"
 
 
-def test_what_is_built_is_told_and_drawn(said, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+@pytest.mark.parametrize("kind", ["colour", "grey of 16 bits"])
+def test_what_is_built_is_told_and_drawn(kind, said, tmp_path):
+    shape, bits = ((40, 60, 3), 8) if kind == "colour" else ((40, 60), 16)
+    pixels = np.random.default_rng(0).integers(0, 2**bits, shape, dtype=f"uint{bits}")
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     out = tmp_path / "new/maps.png"
     told = said(

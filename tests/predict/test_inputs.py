@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from siglip2_dense.data.images import pixels_of
 from siglip2_dense.data.reading import read_image
 from siglip2_dense.errors import UserError
-from siglip2_dense.predict.inputs import pixels_of, sources
+from siglip2_dense.predict.inputs import sources
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = COLOURS[:, :, 0]
